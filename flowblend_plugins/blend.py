@@ -1,0 +1,177 @@
+"""``enable()`` and ``disable()``: a pair, a schedule and adapters on one pipeline, and all of it off again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .adapter import Adapter, AttachTarget
+from .errors import PairError, RoutingError, ScheduleError
+from .manager import make_adapters, make_plugin_manager
+from .pair import check_blendable, load_denoiser
+from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled
+from .router import ModelRouter, router_of
+from .schedule import StageSchedule
+from .trace import Trace
+
+DenoiserSource = str | Path | nn.Module | Any
+
+
+def enable(
+    pipe: Any,
+    small: DenoiserSource | None = None,
+    schedule: str | StageSchedule = "LSL",
+    *,
+    early: float | None = None,
+    late: float | None = None,
+    adapters: Iterable[str | Adapter] = (),
+    reentry: str = "recompute",
+    denoisers: Mapping[str, DenoiserSource] | None = None,
+    plugins: Iterable[Any] = (),
+) -> Blend:
+    """Let a small denoiser of the same family answer part of a pipeline's steps (FlowBlending, arXiv 2512.24724).
+
+    The pipeline is then called as always. The result is also a context manager that disables at its end.
+
+    Args:
+        pipe: a diffusers pipeline with a ``transformer`` or ``unet``: the large denoiser, ``L``.
+        small: the small denoiser, ``S``: a hub id, a folder (of a pipeline or of a denoiser), a loaded denoiser or a
+            loaded pipeline. Not needed where the schedule never calls it.
+        schedule: a name (``"LSL"``), runs (``"L:20,S:20,L:10"``), sigma bounds (``"L>=0.9,S>=0.4,L"``) or a
+            :class:`StageSchedule`.
+        early, late: fractions of the steps for a schedule by name; .4 and .2 where not given.
+        adapters: accelerations to stack, as ``"name(option=value)"`` or adapter objects.
+        reentry: ``"recompute"`` lets a denoiser that returns forget what it had cached, ``"keep"`` does not.
+        denoisers: further denoisers by capital letter, for schedules over more than two. On a Wan 2.2 pipeline ``L``
+            is its high-noise expert and its low-noise one is called by naming it here.
+        plugins: plugin objects for this pipeline alone, beside the installed ones.
+
+    Returns:
+        The :class:`Blend`: its ``trace``, and ``disable()``.
+
+    Raises:
+        PairError, ScheduleError, StackError, AdapterError, PluginError, RoutingError: with what was asked, what was
+            found and what to do. The pipeline is then what it was before.
+    """
+    if isinstance(schedule, str):
+        schedule = StageSchedule.parse(schedule, early, late)
+    elif early is not None or late is not None:
+        raise ScheduleError("early= and late= go with a schedule by name; this StageSchedule has its own boundaries.")
+    return Blend(pipe, small, schedule, tuple(adapters), reentry, dict(denoisers or {}), tuple(plugins))
+
+
+class Blend:
+    """FlowBlending on one pipeline, from :func:`enable` until :meth:`disable`.
+
+    Attributes:
+        trace: what ran, generation by generation.
+        schedule: the stage schedule in force.
+        denoisers: letter to denoiser.
+        adapters: the attached adapters.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        small: DenoiserSource | None,
+        schedule: StageSchedule,
+        adapters: tuple[str | Adapter, ...],
+        reentry: str,
+        further: dict[str, DenoiserSource],
+        plugins: tuple[Any, ...],
+    ) -> None:
+        slot = denoiser_slot(pipe)
+        _refuse_second_blend(pipe, slot)
+        self.pipeline = pipe
+        self.schedule = schedule
+        self.plugin_manager = make_plugin_manager(plugins)
+        self.adapters = make_adapters(self.plugin_manager, adapters, pipe, slot)
+        self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})
+        self.trace = Trace(self.denoisers, schedule)
+        hosts = called_denoisers(pipe, slot)
+        others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
+        target = AttachTarget(pipe, self.denoisers, reentry)
+        router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
+        enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
+        self._router = router
+
+        with contextlib.ExitStack() as undo:
+            undo.callback(enabled.detach)
+            enabled.attach()
+            undo.callback(router.detach)
+            router.attach()
+            for adapter in self.adapters:
+                undo.callback(adapter.detach, target)
+                adapter.attach(target)
+                self.plugin_manager.register(adapter, name=f"attached:{adapter.name}")
+            self._undo = undo.pop_all()
+
+    @property
+    def is_enabled(self) -> bool:
+        return self._undo is not None
+
+    def disable(self) -> None:
+        """Take everything off: the pipeline is byte for byte what it was before :func:`enable`.
+
+        Raises:
+            RoutingError: called while the pipeline is generating.
+        """
+        if self._router.is_generating:
+            raise RoutingError("disable() was called in the middle of a generation. Call it when the pipeline returns.")
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    def __enter__(self) -> Blend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.disable()
+
+    def _run_generation(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
+        with self._router.generation():
+            return call(**arguments)
+
+
+def _refuse_second_blend(pipe: Any, slot: str) -> None:
+    if is_enabled(pipe):
+        raise RoutingError(
+            f"FlowBlending is already enabled on this {type(pipe).__name__}. Call disable() on the blend that "
+            "enable() returned, then enable() again."
+        )
+    if any(router_of(host) is not None for host in called_denoisers(pipe, slot)):
+        raise RoutingError(
+            "the large denoiser of this pipeline is shared with another pipeline on which FlowBlending is enabled. "
+            "Disable it there first, or load the denoiser a second time."
+        )
+
+
+def _collect_denoisers(
+    pipe: Any, slot: str, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
+) -> dict[str, nn.Module]:
+    """Load, check and name the denoisers; a refusal here leaves the pipeline untouched."""
+    denoisers: dict[str, nn.Module] = {"L": getattr(pipe, slot)}
+    for letter, source in sources.items():
+        if source is None:
+            continue
+        denoiser = load_denoiser(source, pipe, slot)
+        if router_of(denoiser) is not None:
+            raise PairError(
+                f"denoiser {letter} is the large denoiser of another pipeline on which FlowBlending is enabled. "
+                "Disable it there first, or load it a second time."
+            )
+        check_blendable(pipe, slot, letter, denoiser, source)
+        denoisers[letter] = denoiser
+    missing = sorted(schedule.letters - denoisers.keys())
+    if missing:
+        given = "small=" if missing == ["S"] else "denoisers={" + ", ".join(f"{m!r}: ..." for m in missing) + "}"
+        raise PairError(
+            f"schedule {schedule.text!r} calls denoiser {', '.join(missing)}, but only "
+            f"{', '.join(sorted(denoisers))} {'is' if len(denoisers) == 1 else 'are'} given. Pass {given}."
+        )
+    return denoisers

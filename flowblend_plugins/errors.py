@@ -1,0 +1,45 @@
+"""Every error the package raises on purpose.
+
+    FlowBlendError
+    ├── ScheduleError          a stage schedule that cannot be read, or does not fit the number of steps
+    ├── PairError              two denoisers (or a source of one) that cannot be blended
+    ├── StackError             adapters that cannot work together, or on this pipeline
+    ├── AdapterError           an adapter asked for by a wrong name or with wrong options
+    ├── PluginError            a plugin that cannot be loaded, or breaks the contract
+    ├── RoutingError           a pipeline or a call that cannot be routed rightly
+    └── ClockError             the position of a denoiser call in its generation cannot be known
+
+Each message says what was asked, what was found and what to do.
+"""
+
+
+class FlowBlendError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ScheduleError(FlowBlendError, ValueError):
+    """A stage schedule cannot be read, or does not fit the number of steps of a generation."""
+
+
+class PairError(FlowBlendError, ValueError):
+    """Two denoisers cannot be blended, or a denoiser cannot be loaded from the given source."""
+
+
+class StackError(FlowBlendError, ValueError):
+    """A stack of adapters cannot work, together or on this pipeline."""
+
+
+class AdapterError(FlowBlendError, ValueError):
+    """An adapter was asked for by an unknown name or with wrong options."""
+
+
+class PluginError(FlowBlendError, RuntimeError):
+    """A plugin cannot be loaded or breaks the hook contract."""
+
+
+class RoutingError(FlowBlendError, RuntimeError):
+    """A pipeline, or one call of it, cannot be routed rightly."""
+
+
+class ClockError(FlowBlendError, RuntimeError):
+    """Where a denoiser call stands in its generation cannot be known."""

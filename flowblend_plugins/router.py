@@ -1,0 +1,290 @@
+"""Which denoiser answers a call: the model router.
+
+The denoiser that the pipeline calls (the *host*) is given a dynamic subclass of its own class that overrides
+``__call__``, ``cache_context`` and ``_reset_stateful_cache``. That sits outside every patch of ``forward`` (diffusers
+hooks, accelerate, compilation), keeps ``isinstance`` and saving, and adds nothing to the instance: setting the class
+back is a complete undo. Outside a generation of its own pipeline a host answers as if nothing had been enabled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .clock import Clock
+from .errors import PluginError, RoutingError
+from .schedule import Assignment, StageSchedule
+from .step import StepContext
+from .trace import Trace
+
+REENTRY_POLICIES = ("recompute", "keep")
+
+
+class _Decision(NamedTuple):
+    step: StepContext
+    denoiser: nn.Module
+    call: Callable[..., Any]
+
+
+class ModelRouter:
+    """Routes the calls of one pipeline's denoisers by a stage schedule.
+
+    Args:
+        pipeline: the diffusers pipeline; read for its scheduler and current timestep.
+        denoisers: letter to denoiser.
+        hosts: those denoisers that the pipeline itself calls.
+        schedule: which letter answers at which step.
+        hooks: pluggy's hook relay, already checked against the contract.
+        reentry: ``"recompute"`` to let a denoiser forget cached state when it returns, ``"keep"`` to leave it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoisers: Mapping[str, nn.Module],
+        hosts: tuple[nn.Module, ...],
+        schedule: StageSchedule,
+        hooks: Any,
+        trace: Trace,
+        reentry: str = "recompute",
+    ) -> None:
+        if reentry not in REENTRY_POLICIES:
+            raise RoutingError(f"reentry={reentry!r}: expected one of {', '.join(map(repr, REENTRY_POLICIES))}.")
+        self.denoisers = dict(denoisers)
+        self.schedule = schedule
+        self.reentry = reentry
+        self.trace = trace
+        self._pipeline = pipeline
+        self._hosts = hosts
+        self._hooks = hooks
+        self._clock = Clock(pipeline)
+        self._base_class = {id(module): type(module) for module in self.denoisers.values()}
+        self._thread: int | None = None
+        self._decision: _Decision | None = None
+        self._assignments: tuple[Assignment, ...] = ()
+
+    # -- putting on and taking off -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        for host in self._hosts:
+            host.__class__ = _routed_class(self._base_class[id(host)], self)
+
+    def detach(self) -> None:
+        for host in self._hosts:
+            host.__class__ = self._base_class[id(host)]
+
+    # -- a generation --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def generation(self):
+        """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
+        if self._thread is not None:
+            raise RoutingError(
+                "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
+                "the first call to end, or give each thread a pipeline of its own."
+            )
+        self._thread = threading.get_ident()
+        self._start_pass()
+        self.trace.begin(on_cuda=any(p.is_cuda for host in self._hosts for p in host.parameters()))
+        self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
+        self._called = (
+            self._hooks.flowblend_denoiser_called if self._hooks.flowblend_denoiser_called.get_hookimpls() else None
+        )
+        self._generation_index = len(self.trace.generations) - 1
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            for letter in self.denoisers:
+                self._reset(letter)  # the pipeline's own reset stands at the end of its call, which was not reached
+            raise
+        finally:
+            self._thread = None
+            self._decision = None
+            self._clock.forget()
+            self.trace.end(error)
+            self._hooks.flowblend_generation_finished(pipeline=self._pipeline, trace=self.trace, error=error)
+
+    def _start_pass(self) -> None:
+        """A pass over the timesteps begins: no denoiser has seen any of it."""
+        self._last_index = -1
+        self._last_answer: dict[tuple[str, str | None], int] = {}
+        self._entered_at: dict[str, int] = {}
+
+    @property
+    def is_generating(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def is_generating_here(self) -> bool:
+        """Whether the current thread runs a generation of this router's pipeline."""
+        return self._thread is not None and self._thread == threading.get_ident()
+
+    # -- one call ------------------------------------------------------------------------------------------------
+
+    def call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one denoiser call of the pipeline."""
+        if self._thread is None or self._thread != threading.get_ident():
+            return self._base_class[id(host)].__call__(host, *args, **kwargs)
+        decision = self._decision
+        if decision is None:
+            timestep = kwargs.get("timestep")
+            if timestep is None and len(args) > 1:
+                timestep = args[1]
+            decision = self._decide(None, None, timestep)
+        step, denoiser, call = decision
+        started = self.trace.start()
+        output = call(denoiser, *args, **kwargs)
+        record = self.trace.record(step, started, args, kwargs)
+        if self._called is not None:
+            self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
+        return output
+
+    def cache_context(self, host: nn.Module, name: str, kwargs: dict[str, Any]) -> Any:
+        """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
+        if not self.is_generating_here:
+            return self._base_class[id(host)].cache_context(host, name, **kwargs)
+        return _RoutedContext(self, name, kwargs)
+
+    def reset_stateful_cache(self, host: nn.Module, recurse: bool = True) -> None:
+        """What a pipeline resets between passes is every denoiser's state, not the host's alone."""
+        for letter in self.denoisers if self.is_generating_here else ():
+            self._reset(letter, recurse)
+        if not self.is_generating_here:
+            self._base_class[id(host)]._reset_stateful_cache(host, recurse)
+
+    def _decide(self, context: Mapping[str, Any] | None, branch: str | None, timestep: Any) -> _Decision:
+        clock = self._clock
+        if clock.refresh():
+            self._assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
+        index = clock.read(context, timestep)
+        if index < self._last_index:
+            self._start_pass()
+        self._last_index = index
+        if not 0 <= index < len(self._assignments):
+            raise RoutingError(
+                f"the pipeline is at step {index}, but its scheduler has {len(self._assignments)} timesteps; "
+                "the schedule cannot say which denoiser answers."
+            )
+        letter, stage = self._assignments[index]
+        sigmas = clock.sigmas
+        step = StepContext(
+            index,
+            len(self._assignments),
+            sigmas[index] if sigmas is not None else None,
+            clock.timesteps[index],
+            stage,
+            letter,
+            branch,
+            self._generation_index,
+        )
+        if self._route is not None:
+            step = self._overrule(step)
+            letter = step.denoiser
+        denoiser = self.denoisers[letter]
+        self._note_answer(step)
+        return _Decision(step, denoiser, self._base_class[id(denoiser)].__call__)
+
+    def _overrule(self, step: StepContext) -> StepContext:
+        letter = self._route(step=step)  # type: ignore[misc]
+        if letter is None or letter == step.denoiser:
+            return step
+        if letter not in self.denoisers:
+            raise PluginError(
+                f"a flowblend_route hook returned {letter!r} at step {step.step_index}; the denoisers of this "
+                f"pipeline are {', '.join(sorted(self.denoisers))}."
+            )
+        return step._replace(denoiser=letter)
+
+    def _note_answer(self, step: StepContext) -> None:
+        """Tell whether this denoiser has missed steps on this branch, and if so let it enter."""
+        letter, index = step.denoiser, step.step_index
+        key = (letter, step.branch)
+        last = self._last_answer.get(key)
+        missed = letter not in self._entered_at if last is None else last < index - 1
+        # Both guidance branches of a step return at once; only the first of them may reset.
+        if missed and self._entered_at.get(letter) != index:
+            if letter not in self._entered_at or self.reentry == "recompute":
+                self._reset(letter)
+            self._entered_at[letter] = index
+            self.trace.entered(step)
+            self._hooks.flowblend_stage_entered(step=step, denoiser=self.denoisers[letter], reentry=self.reentry)
+        self._last_answer[key] = index
+
+    def _reset(self, letter: str, recurse: bool = True) -> None:
+        denoiser = self.denoisers[letter]
+        reset = getattr(self._base_class[id(denoiser)], "_reset_stateful_cache", None)
+        if reset is not None:
+            reset(denoiser, recurse)
+
+
+class _RoutedContext:
+    """``with denoiser.cache_context(...)``, entered on the denoiser that will answer."""
+
+    __slots__ = ("_inner", "_kwargs", "_name", "_router")
+
+    def __init__(self, router: ModelRouter, name: str, kwargs: dict[str, Any]) -> None:
+        self._router, self._name, self._kwargs = router, name, kwargs
+
+    def __enter__(self) -> Any:
+        router = self._router
+        decision = router._decide(self._kwargs, self._name, None)
+        step, denoiser, _ = decision
+        context = getattr(router._base_class[id(denoiser)], "cache_context", None)
+        if context is None:
+            self._inner = contextlib.nullcontext()
+        else:
+            position = {
+                "step_index": step.step_index,
+                "sigma": step.sigma,
+                "num_inference_steps": step.num_inference_steps,
+            }
+            self._inner = context(denoiser, self._name, **(position | self._kwargs))
+        entered = self._inner.__enter__()
+        router._decision = decision
+        return entered
+
+    def __exit__(self, *exc: Any) -> Any:
+        self._router._decision = None
+        return self._inner.__exit__(*exc)
+
+
+def _routed_class(base: type, router: ModelRouter) -> type:
+    """A subclass of ``base`` that nobody can tell from it by name, and that asks the router."""
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return router.call(self, args, kwargs)
+
+    def cache_context(self: nn.Module, name: str, **kwargs: Any) -> Any:
+        return router.cache_context(self, name, kwargs)
+
+    def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
+        router.reset_stateful_cache(self, recurse)
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        raise RoutingError(
+            f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
+            "Call disable() first, or use save_pretrained()."
+        )
+
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__call__": __call__,
+        "__reduce_ex__": __reduce_ex__,
+        "_flowblend_router": router,
+    }
+    if hasattr(base, "cache_context"):
+        namespace |= {"cache_context": cache_context, "_reset_stateful_cache": _reset_stateful_cache}
+    return type(base.__name__, (base,), namespace)
+
+
+def router_of(denoiser: Any) -> ModelRouter | None:
+    """The router that a denoiser is a host of, if any."""
+    return getattr(type(denoiser), "_flowblend_router", None)
