@@ -1,0 +1,41 @@
+# Every target does its own set-up; nothing but Python 3.10-3.13 and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check bench train-reference behaviour-card clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,dev]"
+	@touch $@
+
+install: $(INSTALLED)  ## create .venv with the tested versions
+
+demo: $(INSTALLED)  ## FlowBlending on the embedded pair: videos and a report in out/demo
+	$(BIN)/flowblend matrix run --pair reference --out out/demo
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## ruff, pyright, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call and a diffusers hook
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
+	$(BIN)/python -m flowblend_compat_matrix.reference.train --out out/train-reference
+
+behaviour-card: $(INSTALLED)  ## measure the embedded pair and write its behaviour card
+	$(BIN)/python -m flowblend_compat_matrix.reference.behaviour
+
+clean:  ## remove what the other targets made, but no weights and no checkpoints
+	rm -rf $(VENV) out/demo .pytest_cache .ruff_cache .hypothesis .benchmarks dist
