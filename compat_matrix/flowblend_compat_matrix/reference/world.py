@@ -1,0 +1,307 @@
+"""The procedural video world the reference pair is trained on.
+
+Two or three textured objects move over a background that may pan. A caption names some attributes of one or two of
+them and leaves the rest to chance, so that a caption has many right answers, as real ones do. Everything follows
+from a `numpy.random.Generator`; the same seed gives the same scene on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Video = NDArray[np.float32]
+"""``[frames, height, width, 3]``, RGB in 0..1."""
+
+SIZE = 64
+NUM_FRAMES = 9
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.93, 0.16, 0.14),
+    "green": (0.12, 0.75, 0.22),
+    "blue": (0.14, 0.28, 0.95),
+    "yellow": (0.98, 0.88, 0.12),
+    "purple": (0.68, 0.20, 0.85),
+    "white": (0.97, 0.97, 0.97),
+}
+TEXTURES = ("plain", "striped", "dotted")
+MOTIONS: dict[str, tuple[float, float]] = {
+    "still": (0.0, 0.0),
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+}
+BACKGROUNDS = ("gradient", "stripes", "checkers", "blobs")
+
+MIN_VISIBLE_FRACTION = 0.6
+"""An object that shows less of itself than this, averaged over the video, makes the scene be drawn again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneObject:
+    """One object. Lengths in pixels, speed in pixels per frame, angles in radians, phases in 0..1."""
+
+    shape: str
+    colour: str
+    texture: str
+    motion: str
+    radius: float
+    speed: float
+    centre: tuple[float, float]  # (x, y) in the middle frame
+    angle: float
+    texture_period: float
+    texture_phase: float
+    texture_angle: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """What lies behind the objects: two dark, weakly saturated colours in a pattern, panning by ``pan`` a frame."""
+
+    kind: str
+    colours: tuple[tuple[float, float, float], tuple[float, float, float]]
+    period: float
+    phase: tuple[float, float]
+    angle: float
+    pan: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything that decides one video. Objects are in depth order, the farthest first."""
+
+    objects: tuple[SceneObject, ...]
+    background: Background
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing a caption says: ``subject`` is a shape or ``"background"``, ``name`` what is said of it.
+
+    For a shape, ``name`` is ``present`` (value ``"yes"``), ``colour``, ``texture`` or ``motion``; for the background
+    it is ``kind``.
+    """
+
+    subject: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and what it names."""
+
+    text: str
+    attributes: tuple[Attribute, ...]
+
+
+def _hsv(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = (offset + 6.0 * hue) % 6.0
+        channels.append(value - value * saturation * max(0.0, min(k, 4.0 - k, 1.0)))
+    return channels[0], channels[1], channels[2]
+
+
+def _sample_background(rng: np.random.Generator) -> Background:
+    hue = rng.random()
+    first = _hsv(hue, rng.uniform(0.25, 0.55), rng.uniform(0.12, 0.30))
+    second = _hsv((hue + rng.uniform(-0.25, 0.25)) % 1.0, rng.uniform(0.15, 0.50), rng.uniform(0.45, 0.65))
+    pan = (0.0, 0.0)
+    if rng.random() < 0.4:
+        direction = rng.uniform(0.0, 2.0 * np.pi)
+        pan = (1.2 * float(np.cos(direction)), 1.2 * float(np.sin(direction)))
+    return Background(
+        kind=str(rng.choice(BACKGROUNDS)),
+        colours=(first, second),
+        period=rng.uniform(14.0, 26.0),
+        phase=(rng.random(), rng.random()),
+        angle=rng.uniform(0.0, np.pi),
+        pan=pan,
+    )
+
+
+def _sample_object(rng: np.random.Generator, shape: str) -> SceneObject:
+    motion = str(rng.choice(list(MOTIONS)))
+    radius = rng.uniform(10.0, 15.0)
+    speed = 0.0 if motion == "still" else rng.uniform(1.6, 2.8)
+    half_path = speed * (NUM_FRAMES - 1) / 2.0
+    centre = []
+    for direction in MOTIONS[motion]:
+        margin = radius * 0.8 + abs(direction) * half_path
+        centre.append(rng.uniform(margin, SIZE - margin))
+    return SceneObject(
+        shape=shape,
+        colour=str(rng.choice(list(COLOURS))),
+        texture=str(rng.choice(TEXTURES)),
+        motion=motion,
+        radius=radius,
+        speed=speed,
+        centre=(centre[0], centre[1]),
+        angle=rng.uniform(-0.35, 0.35),
+        texture_period=rng.uniform(7.0, 10.0),
+        texture_phase=rng.random(),
+        texture_angle=rng.uniform(0.0, np.pi),
+    )
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene in which every object can be seen (`MIN_VISIBLE_FRACTION`)."""
+    while True:
+        num_objects = int(rng.integers(2, 4))
+        shapes = rng.permutation(SHAPES)[:num_objects]
+        scene = Scene(
+            objects=tuple(_sample_object(rng, str(shape)) for shape in shapes), background=_sample_background(rng)
+        )
+        if min(visible_fractions(scene)) >= MIN_VISIBLE_FRACTION:
+            return scene
+
+
+def _grid(step: int = 1) -> tuple[Video, Video]:
+    axis = np.arange(0, SIZE, step, dtype=np.float32) + 0.5
+    x, y = np.meshgrid(axis, axis)
+    return x[None], y[None]
+
+
+def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -> tuple[Video, Video]:
+    """Coordinates in the object's own frame, ``[F, H, W]`` pixels."""
+    direction_x, direction_y = MOTIONS[item.motion]
+    moved = (frames - (NUM_FRAMES - 1) / 2.0)[:, None, None] * np.float32(item.speed)
+    dx = x - np.float32(item.centre[0]) - direction_x * moved
+    dy = y - np.float32(item.centre[1]) - direction_y * moved
+    cos, sin = np.float32(np.cos(item.angle)), np.float32(np.sin(item.angle))
+    return cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def _distance(item: SceneObject, u: Video, v: Video) -> Video:
+    """Signed distance to the shape's edge in pixels (a bound where exactness costs more), negative inside."""
+    r = item.radius
+    if item.shape == "circle":
+        return np.sqrt(u * u + v * v) - r
+    if item.shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.88 * r
+    if item.shape == "triangle":
+        return np.maximum(0.866 * np.abs(u) - 0.5 * v, v) - 0.66 * r
+    if item.shape == "cross":
+        wide, thin = 1.05 * r, 0.38 * r
+        along = np.maximum(np.abs(u) - wide, np.abs(v) - thin)
+        across = np.maximum(np.abs(u) - thin, np.abs(v) - wide)
+        return np.minimum(along, across)
+    if item.shape == "ring":
+        return np.abs(np.sqrt(u * u + v * v) - 0.78 * r) - 0.27 * r
+    raise ValueError(f"no shape is called {item.shape!r}; there are {', '.join(SHAPES)}")
+
+
+def _coverage(distance: Video) -> Video:
+    """Anti-aliased share of a pixel that lies inside."""
+    return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def _wave(position: Video, period: float, phase: float) -> Video:
+    """A square wave in -1..1 whose flanks are one pixel wide."""
+    angle = position * np.float32(2.0 * np.pi / period) + np.float32(2.0 * np.pi * phase)
+    return np.clip(np.sin(angle) * np.float32(period / np.pi), -1.0, 1.0)
+
+
+def _dark_fraction(item: SceneObject, u: Video, v: Video) -> Video | np.float32:
+    """How much of a pixel carries the texture's dark ink."""
+    if item.texture == "plain":
+        return np.float32(0.0)
+    cos, sin = np.float32(np.cos(item.texture_angle)), np.float32(np.sin(item.texture_angle))
+    along, across = cos * u + sin * v, cos * v - sin * u
+    period = item.texture_period
+    if item.texture == "striped":
+        return 0.5 + 0.5 * _wave(along, period, item.texture_phase)
+    shift = item.texture_phase * period
+    cell_u = (along + shift) % period - period / 2.0
+    cell_v = (across + shift) % period - period / 2.0
+    return _coverage(np.sqrt(cell_u * cell_u + cell_v * cell_v) - 0.33 * np.float32(period))
+
+
+def visible_fractions(scene: Scene) -> list[float]:
+    """For each object the share of its full area that is in the picture and not covered, over the whole video."""
+    x, y = _grid(2)
+    frames = np.array([0, (NUM_FRAMES - 1) / 2, NUM_FRAMES - 1], dtype=np.float32)
+    masks = [_distance(item, *_local(item, x, y, frames)) < 0 for item in scene.objects]
+    margin = np.arange(-SIZE, SIZE, 2, dtype=np.float32) + 1.0
+    wide_u, wide_v = np.meshgrid(margin, margin)
+    fractions = []
+    for index, (item, mask) in enumerate(zip(scene.objects, masks, strict=True)):
+        covered = np.any(masks[index + 1 :], axis=0) if index + 1 < len(masks) else np.zeros_like(mask)
+        whole = max(1, int(np.count_nonzero(_distance(item, wide_u, wide_v) < 0))) * len(frames)
+        fractions.append(float(np.count_nonzero(mask & ~covered)) / whole)
+    return fractions
+
+
+def _render_background(background: Background, x: Video, y: Video, frames: NDArray[np.float32]) -> Video:
+    u = x - frames[:, None, None] * np.float32(background.pan[0])
+    v = y - frames[:, None, None] * np.float32(background.pan[1])
+    cos, sin = np.float32(np.cos(background.angle)), np.float32(np.sin(background.angle))
+    along, across = cos * u + sin * v, cos * v - sin * u
+    period, (phase_u, phase_v) = background.period, background.phase
+    if background.kind == "gradient":
+        mix = np.clip(0.5 + (along - SIZE / 2 * (cos + sin)) / SIZE + (phase_u - 0.5) * 0.4, 0.0, 1.0)
+    elif background.kind == "stripes":
+        mix = 0.5 + 0.5 * _wave(along, period, phase_u)
+    elif background.kind == "checkers":
+        mix = 0.5 + 0.5 * _wave(along, period, phase_u) * _wave(across, period, phase_v)
+    elif background.kind == "blobs":
+        scale = np.float32(2.0 * np.pi / (1.3 * period))
+        field = np.sin(scale * along + 6.28 * phase_u) + np.sin(scale * across * 0.8 + 6.28 * phase_v)
+        field += np.sin(scale * (0.7 * along + 0.9 * across) + 6.28 * (phase_u + phase_v))
+        mix = 0.5 + 0.5 * np.tanh(1.2 * field)
+    else:
+        raise ValueError(f"no background is called {background.kind!r}; there are {', '.join(BACKGROUNDS)}")
+    first, second = (np.array(colour, dtype=np.float32) for colour in background.colours)
+    return first + mix[..., None].astype(np.float32) * (second - first)
+
+
+def render(scene: Scene) -> Video:
+    """Draw a scene: ``[NUM_FRAMES, SIZE, SIZE, 3]`` float32 in 0..1, anti-aliased."""
+    x, y = _grid()
+    frames = np.arange(NUM_FRAMES, dtype=np.float32)
+    video = _render_background(scene.background, x, y, frames)
+    video = np.broadcast_to(video, (NUM_FRAMES, SIZE, SIZE, 3)).copy()
+    for item in scene.objects:
+        u, v = _local(item, x, y, frames)
+        alpha = _coverage(_distance(item, u, v))[..., None]
+        ink = np.asarray(_dark_fraction(item, u, v), dtype=np.float32)[..., None]
+        colour = np.array(COLOURS[item.colour], dtype=np.float32)
+        video += alpha * (colour * (1.0 - 0.8 * ink) - video)
+    return np.clip(video, 0.0, 1.0).astype(np.float32)
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Say something true of the scene, and leave something out.
+
+    One or two of the objects are named by shape, each with some of colour, texture and motion; the background
+    sometimes.
+    """
+    num_named = int(rng.integers(1, 3))
+    named = rng.permutation(len(scene.objects))[:num_named]
+    phrases: list[str] = []
+    attributes: list[Attribute] = []
+    for index in named:
+        item = scene.objects[int(index)]
+        words = ["a"]
+        attributes.append(Attribute(item.shape, "present", "yes"))
+        if rng.random() < 0.9:
+            words.append(item.colour)
+            attributes.append(Attribute(item.shape, "colour", item.colour))
+        if rng.random() < 0.5:
+            words.append(item.texture)
+            attributes.append(Attribute(item.shape, "texture", item.texture))
+        words.append(item.shape)
+        if rng.random() < 0.5:
+            words += ["standing", "still"] if item.motion == "still" else ["moving", item.motion]
+            attributes.append(Attribute(item.shape, "motion", item.motion))
+        phrases.append(" ".join(words))
+    text = " and ".join(phrases)
+    if rng.random() < 0.4:
+        text += f" over {scene.background.kind}"
+        attributes.append(Attribute("background", "kind", scene.background.kind))
+    return Caption(text, tuple(attributes))
