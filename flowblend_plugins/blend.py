@@ -11,11 +11,12 @@ from torch import nn
 
 from .adapter import Adapter, AttachTarget
 from .errors import PairError, RoutingError, ScheduleError
-from .manager import make_adapters, make_plugin_manager
+from .manager import PluginOrigin, make_adapters, make_plugin_manager
 from .pair import check_blendable, load_denoiser
-from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled
+from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .router import ModelRouter, router_of
 from .schedule import StageSchedule
+from .stack import judge_adapters, judge_call, setting_of
 from .trace import Trace
 
 DenoiserSource = str | Path | nn.Module | Any
@@ -89,7 +90,9 @@ class Blend:
         self.pipeline = pipe
         self.schedule = schedule
         self.plugin_manager = make_plugin_manager(plugins)
-        self.adapters = make_adapters(self.plugin_manager, adapters, pipe, slot)
+        self.adapters = make_adapters(self.plugin_manager, adapters)
+        self._setting = setting_of(pipe, slot, schedule, reentry)
+        judge_adapters(self.adapters, pipe, self._setting).refuse_if_it_must()
         self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
@@ -97,7 +100,7 @@ class Blend:
         target = AttachTarget(pipe, self.denoisers, reentry)
         router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
         enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
-        self._router = router
+        self._router, self._slot, self._hosts = router, slot, hosts
 
         with contextlib.ExitStack() as undo:
             undo.callback(enabled.detach)
@@ -105,9 +108,9 @@ class Blend:
             undo.callback(router.detach)
             router.attach()
             for adapter in self.adapters:
-                undo.callback(adapter.detach, target)
-                adapter.attach(target)
-                self.plugin_manager.register(adapter, name=f"attached:{adapter.name}")
+                attached = undo.enter_context(adapter.attach(target))
+                if attached is not None:
+                    self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
             self._undo = undo.pop_all()
 
     @property
@@ -133,8 +136,17 @@ class Blend:
         self.disable()
 
     def _run_generation(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
+        if [*map(id, called_denoisers(self.pipeline, self._slot))] != [*map(id, self._hosts)]:
+            raise RoutingError(
+                f"the denoiser of this {type(self.pipeline).__name__} was replaced after enable(), so its calls cannot "
+                "be routed. Call disable(), then enable() again. To compile it, use pipe.transformer.compile()."
+            )
         with self._router.generation():
+            self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
+            judge_call(self.adapters, self._setting, self.pipeline, arguments).refuse_if_it_must()
+            callback = arguments.get("callback_on_step_end")
+            if callback is not None and not hasattr(callback, "tensor_inputs"):  # diffusers' own are told by class
+                arguments["callback_on_step_end"] = self._router.unrouted(callback)
             return call(**arguments)
 
 
@@ -160,6 +172,7 @@ def _collect_denoisers(
         if source is None:
             continue
         denoiser = load_denoiser(source, pipe, slot)
+        refuse_compile_wrapper(denoiser, f"denoiser {letter}")
         if router_of(denoiser) is not None:
             raise PairError(
                 f"denoiser {letter} is the large denoiser of another pipeline on which FlowBlending is enabled. "
@@ -167,6 +180,13 @@ def _collect_denoisers(
             )
         check_blendable(pipe, slot, letter, denoiser, source)
         denoisers[letter] = denoiser
+    for number, host in enumerate(called_denoisers(pipe, slot)):
+        if not any(host is denoiser for denoiser in denoisers.values()):
+            name = f"{slot}_{number + 1}"
+            raise PairError(
+                f"this {type(pipe).__name__} has two experts (boundary_ratio={pipe.config.boundary_ratio}), but {name} "
+                f'has no letter. Pass denoisers={{"M": pipe.{name}}} and a schedule that calls M.'
+            )
     missing = sorted(schedule.letters - denoisers.keys())
     if missing:
         given = "small=" if missing == ["S"] else "denoisers={" + ", ".join(f"{m!r}: ..." for m in missing) + "}"

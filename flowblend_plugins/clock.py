@@ -31,7 +31,8 @@ class Clock:
         scheduler = self._pipeline.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         sigmas = getattr(scheduler, "sigmas", None)
-        version = timesteps._version if isinstance(timesteps, torch.Tensor) else 0
+        # Tensors made under inference_mode keep no version.
+        version = timesteps._version if isinstance(timesteps, torch.Tensor) and not timesteps.is_inference() else 0
         # The tensors are held below, so an id cannot come back for another tensor.
         source = (id(timesteps), id(sigmas), version)
         if source == self._source:
@@ -68,7 +69,10 @@ class Clock:
             index = context.get("step_index")
             if index is not None:
                 return index
-        index = getattr(self._pipeline.scheduler, "step_index", None)
+        scheduler = self._pipeline.scheduler
+        index = getattr(scheduler, "step_index", None)
+        if index is None:
+            index = getattr(scheduler, "begin_index", None)  # where step_index will start
         if index is not None:
             return index
         current = getattr(self._pipeline, "_current_timestep", None)
@@ -87,8 +91,8 @@ class Clock:
             or timestep.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
         ):
             return None
-        offset = timestep.storage_offset() - tensor.storage_offset()
-        stride = tensor.stride(0)
+        offset = int(timestep.storage_offset()) - int(tensor.storage_offset())
+        stride = int(tensor.stride(0))
         index, rest = divmod(offset, stride) if stride else (offset, 0)
         return index if rest == 0 and 0 <= index < len(self.timesteps) else None
 
@@ -101,9 +105,6 @@ class Clock:
             for index, known in enumerate(self.timesteps):
                 if math.isclose(value, known, rel_tol=1e-5, abs_tol=1e-4):
                     return index
-        begin = getattr(self._pipeline.scheduler, "begin_index", None)
-        if begin is not None:
-            return begin
         raise ClockError(
             f"{type(self._pipeline).__name__} with {type(self._pipeline.scheduler).__name__} calls its denoiser at "
             f"timestep {values[0] if values else 'unknown'}, which is not among the scheduler's "

@@ -31,7 +31,7 @@ def denoiser_slot(pipe: Any) -> str:
     Raises:
         RoutingError: the object is no diffusers pipeline, has no denoiser, or cannot be routed rightly.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     name = type(pipe).__name__
     if not isinstance(pipe, DiffusionPipeline):
@@ -42,9 +42,22 @@ def denoiser_slot(pipe: Any) -> str:
             "denoiser would silently never run. Use SkyReelsV2Pipeline instead."
         )
     for slot in ("transformer", "unet"):
-        if isinstance(getattr(pipe, slot, None), nn.Module):
+        denoiser = getattr(pipe, slot, None)
+        if isinstance(denoiser, nn.Module):
+            refuse_compile_wrapper(denoiser, f"pipe.{slot}")
             return slot
     raise RoutingError(f"{name} has no denoiser: neither its `transformer` nor its `unet` is a loaded module.")
+
+
+def refuse_compile_wrapper(denoiser: nn.Module, name: str) -> None:
+    """``torch.compile(module)`` returns a wrapper of another class, on which no cache context can be entered."""
+    from diffusers.utils.torch_utils import is_compiled_module
+
+    if is_compiled_module(denoiser):
+        raise RoutingError(
+            f"{name} is wrapped by torch.compile(...), which hides the denoiser's cache contexts. Compile it in place "
+            "instead: denoiser.compile() or denoiser.compile_repeated_blocks()."
+        )
 
 
 def called_denoisers(pipe: Any, slot: str) -> tuple[nn.Module, ...]:
@@ -65,11 +78,9 @@ class EnabledPipeline:
         self._further = tuple(further)
         self._run_generation = run_generation
         self._base = type(pipe)
-        self._attributes = dict(pipe.__dict__)
-        self._hook_registries = {id(m): "_diffusers_hook" in m.__dict__ for m in self._modules()}
-
-    def _modules(self) -> tuple[nn.Module, ...]:
-        return (*called_denoisers(self._pipe, self._slot), *self._further)
+        self._added: dict[str, nn.Module] = {}
+        self._found = {id(m): set(m.__dict__) for m in (*called_denoisers(pipe, slot), *self._further)}
+        self._modules = (*called_denoisers(pipe, slot), *self._further)
 
     def attach(self) -> None:
         pipe = self._pipe
@@ -77,6 +88,8 @@ class EnabledPipeline:
         missing = [m for m in self._further if not any(m is p for p in present)]
         names = self._free_slots(len(missing))
         pipe.__class__ = _enabled_class(self._base, self._slot, names, self._run_generation)
+        self._had_slot = {name: name in pipe.__dict__ for name in names}
+        self._config = dict(pipe.config)
         self._added = dict(zip(names, missing, strict=True))
         if self._added:
             pipe.register_modules(**self._added)
@@ -85,21 +98,31 @@ class EnabledPipeline:
 
     def detach(self) -> None:
         pipe = self._pipe
-        offloaded = bool(getattr(pipe, "_all_hooks", None))
-        if offloaded and self._added:
+        offloaded = bool(self._added and getattr(pipe, "_all_hooks", None))
+        if offloaded:
             pipe.remove_all_hooks()
+        self._drop_added_slots()
+        pipe.__class__ = self._base
+        if offloaded:
+            pipe.enable_model_cpu_offload(device=pipe._offload_device)
+        for module in self._modules:
+            _drop_traces(module, self._found[id(module)])
+
+    def _drop_added_slots(self) -> None:
+        """Take the added components out again; what the user changed meanwhile (another scheduler, say) stays."""
+        pipe = self._pipe
+        config = dict(pipe.config)
         for name in self._added:
-            if name in self._attributes:
-                object.__setattr__(pipe, name, self._attributes[name])
+            if self._had_slot[name]:
+                object.__setattr__(pipe, name, None)
             else:
                 pipe.__dict__.pop(name, None)
+            if name in self._config:
+                config[name] = self._config[name]
+            else:
+                config.pop(name, None)
         if self._added:
-            pipe._internal_dict = self._attributes["_internal_dict"]
-        pipe.__class__ = self._base
-        if offloaded and self._added:
-            pipe.enable_model_cpu_offload(device=pipe._offload_device)
-        for module in self._modules():
-            _drop_empty_registry(module, self._hook_registries[id(module)])
+            pipe._internal_dict = type(pipe.config)(config)
 
     def _free_slots(self, count: int) -> list[str]:
         names: list[str] = []
@@ -127,12 +150,25 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
     __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*(p for p in plain if p not in variadic), *added, *variadic]
     )
-    positional = list(inspect.signature(base.__call__).parameters)[1:]
+    call_signature = inspect.signature(base.__call__)
+    variadic_names = [n for n, p in call_signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(zip(positional, args, strict=False)) | kwargs
+        arguments = call_signature.bind(self, *args, **kwargs).arguments
+        arguments.pop(next(iter(arguments)))  # self
+        for name in variadic_names:
+            arguments |= arguments.pop(name, {})
         return run_generation(functools.partial(base.__call__, self), arguments)
+
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # type(pipe)(...) and type(pipe).from_pretrained(...) make plain pipelines
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        raise RoutingError(
+            f"{base.__name__} cannot be pickled or copied while FlowBlending is enabled on it. "
+            "Call disable() first, or use save_pretrained()."
+        )
 
     sequence = getattr(base, "model_cpu_offload_seq", None)
     if sequence:
@@ -147,8 +183,10 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
+            "__new__": __new__,
             "__init__": __init__,
             "__call__": __call__,
+            "__reduce_ex__": __reduce_ex__,
             "_optional_components": [*base._optional_components, *new],  # type: ignore[attr-defined]
             "model_cpu_offload_seq": sequence,
             "_flowblend_enabled": True,
@@ -161,8 +199,11 @@ def is_enabled(pipe: Any) -> bool:
     return getattr(type(pipe), "_flowblend_enabled", False)
 
 
-def _drop_empty_registry(module: nn.Module, was_there: bool) -> None:
-    """diffusers puts an empty hook registry on a module whose cache state is reset; take ours away again."""
-    registry = module.__dict__.get("_diffusers_hook")
-    if registry is not None and not was_there and not registry.hooks:
-        del module._diffusers_hook
+def _drop_traces(module: nn.Module, found: set[str]) -> None:
+    """Take away what diffusers and accelerate leave on a module whose cache was reset or that was offloaded."""
+    added = module.__dict__.keys() - found
+    if "_diffusers_hook" in added and not module.__dict__["_diffusers_hook"].hooks:
+        del module.__dict__["_diffusers_hook"]
+    forward = module.__dict__.get("forward") if "forward" in added else None
+    if getattr(forward, "__func__", None) is type(module).forward:  # accelerate sets back what was no attribute
+        del module.__dict__["forward"]

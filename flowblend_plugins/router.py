@@ -9,8 +9,9 @@ back is a complete undo. Outside a generation of its own pipeline a host answers
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -62,8 +63,9 @@ class ModelRouter:
         self._hosts = hosts
         self._hooks = hooks
         self._clock = Clock(pipeline)
-        self._base_class = {id(module): type(module) for module in self.denoisers.values()}
+        self._base_class: dict[int, Any] = {id(module): type(module) for module in self.denoisers.values()}
         self._thread: int | None = None
+        self._routed_thread: int | None = None
         self._decision: _Decision | None = None
         self._assignments: tuple[Assignment, ...] = ()
 
@@ -80,23 +82,22 @@ class ModelRouter:
     # -- a generation --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def generation(self):
+    def generation(self) -> Iterator[None]:
         """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
         if self._thread is not None:
             raise RoutingError(
                 "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
                 "the first call to end, or give each thread a pipeline of its own."
             )
-        self._thread = threading.get_ident()
+        self._thread = self._routed_thread = threading.get_ident()
         self._start_pass()
-        self.trace.begin(on_cuda=any(p.is_cuda for host in self._hosts for p in host.parameters()))
-        self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
-        self._called = (
-            self._hooks.flowblend_denoiser_called if self._hooks.flowblend_denoiser_called.get_hookimpls() else None
-        )
-        self._generation_index = len(self.trace.generations) - 1
         error: BaseException | None = None
         try:
+            self.trace.begin(on_cuda=any(p.is_cuda for host in self._hosts for p in host.parameters()))
+            self._generation_index = len(self.trace.generations) - 1
+            self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
+            called = self._hooks.flowblend_denoiser_called
+            self._called = called if called.get_hookimpls() else None
             yield
         except BaseException as raised:
             error = raised
@@ -104,7 +105,7 @@ class ModelRouter:
                 self._reset(letter)  # the pipeline's own reset stands at the end of its call, which was not reached
             raise
         finally:
-            self._thread = None
+            self._thread = self._routed_thread = None
             self._decision = None
             self._clock.forget()
             self.trace.end(error)
@@ -113,7 +114,7 @@ class ModelRouter:
     def _start_pass(self) -> None:
         """A pass over the timesteps begins: no denoiser has seen any of it."""
         self._last_index = -1
-        self._last_answer: dict[tuple[str, str | None], int] = {}
+        self._last_letter: dict[str | None, str] = {}
         self._entered_at: dict[str, int] = {}
 
     @property
@@ -121,15 +122,28 @@ class ModelRouter:
         return self._thread is not None
 
     @property
-    def is_generating_here(self) -> bool:
-        """Whether the current thread runs a generation of this router's pipeline."""
-        return self._thread is not None and self._thread == threading.get_ident()
+    def is_routing(self) -> bool:
+        """Whether calls made now, in this thread, are calls of this router's pipeline."""
+        return self._routed_thread is not None and self._routed_thread == threading.get_ident()
+
+    def unrouted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A callback of the user's, in which denoisers answer as if nothing had been enabled."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            thread, self._routed_thread = self._routed_thread, None
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._routed_thread = thread
+
+        return call
 
     # -- one call ------------------------------------------------------------------------------------------------
 
     def call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one denoiser call of the pipeline."""
-        if self._thread is None or self._thread != threading.get_ident():
+        if self._routed_thread is None or self._routed_thread != threading.get_ident():
             return self._base_class[id(host)].__call__(host, *args, **kwargs)
         decision = self._decision
         if decision is None:
@@ -147,16 +161,17 @@ class ModelRouter:
 
     def cache_context(self, host: nn.Module, name: str, kwargs: dict[str, Any]) -> Any:
         """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
-        if not self.is_generating_here:
+        if not self.is_routing:
             return self._base_class[id(host)].cache_context(host, name, **kwargs)
         return _RoutedContext(self, name, kwargs)
 
     def reset_stateful_cache(self, host: nn.Module, recurse: bool = True) -> None:
         """What a pipeline resets between passes is every denoiser's state, not the host's alone."""
-        for letter in self.denoisers if self.is_generating_here else ():
-            self._reset(letter, recurse)
-        if not self.is_generating_here:
+        if not self.is_routing:
             self._base_class[id(host)]._reset_stateful_cache(host, recurse)
+            return
+        for letter in self.denoisers:
+            self._reset(letter, recurse)
 
     def _decide(self, context: Mapping[str, Any] | None, branch: str | None, timestep: Any) -> _Decision:
         clock = self._clock
@@ -202,19 +217,21 @@ class ModelRouter:
         return step._replace(denoiser=letter)
 
     def _note_answer(self, step: StepContext) -> None:
-        """Tell whether this denoiser has missed steps on this branch, and if so let it enter."""
-        letter, index = step.denoiser, step.step_index
-        key = (letter, step.branch)
-        last = self._last_answer.get(key)
-        missed = letter not in self._entered_at if last is None else last < index - 1
-        # Both guidance branches of a step return at once; only the first of them may reset.
-        if missed and self._entered_at.get(letter) != index:
-            if letter not in self._entered_at or self.reentry == "recompute":
-                self._reset(letter)
-            self._entered_at[letter] = index
-            self.trace.entered(step)
-            self._hooks.flowblend_stage_entered(step=step, denoiser=self.denoisers[letter], reentry=self.reentry)
-        self._last_answer[key] = index
+        """Tell whether the denoiser of this branch changes here, and if so let the new one enter."""
+        letter, branch = step.denoiser, step.branch
+        previous = self._last_letter.get(branch)
+        if previous == letter:
+            return
+        self._last_letter[branch] = letter
+        # Both guidance branches of a step change at once; only the first of them may reset. A branch that first
+        # appears in the middle of a pass is no change.
+        if self._entered_at.get(letter) == step.step_index or (previous is None and letter in self._entered_at):
+            return
+        if letter not in self._entered_at or self.reentry == "recompute":
+            self._reset(letter)
+        self._entered_at[letter] = step.step_index
+        self.trace.entered(step)
+        self._hooks.flowblend_stage_entered(step=step, denoiser=self.denoisers[letter], reentry=self.reentry)
 
     def _reset(self, letter: str, recurse: bool = True) -> None:
         denoiser = self.denoisers[letter]
@@ -266,6 +283,9 @@ def _routed_class(base: type, router: ModelRouter) -> type:
     def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
         router.reset_stateful_cache(self, recurse)
 
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # type(denoiser)(...) and type(denoiser).from_pretrained(...) make plain ones
+
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         raise RoutingError(
             f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
@@ -276,6 +296,7 @@ def _routed_class(base: type, router: ModelRouter) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__new__": __new__,
         "__call__": __call__,
         "__reduce_ex__": __reduce_ex__,
         "_flowblend_router": router,
