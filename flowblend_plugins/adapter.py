@@ -1,9 +1,10 @@
-"""The contract of an adapter: our integration of one acceleration technique (not a LoRA, not the `adapters` library)."""
+"""The contract of an adapter: our integration of one technique (not a LoRA, not the `adapters` library)."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,21 +29,32 @@ class AttachTarget:
 
 
 class Adapter(abc.ABC):
-    """One technique, attached to one pipeline for as long as FlowBlending is enabled on it.
+    """One technique and its options, to be attached to any number of pipelines.
 
-    A subclass is a frozen keyword-only dataclass of its options (validated in ``__post_init__``), plus ``name``,
-    ``traits`` and the two methods. While attached, the instance is also a plugin of its blend: any ``flowblend_*`` hook
-    it implements is called (``flowblend_stage_entered`` is how state hears that a denoiser returns).
-    State goes into the object that ``attach`` returns to itself or into the denoisers' own hooks, never onto a class.
+    A subclass is a frozen keyword-only dataclass of its options, checked in ``__post_init__`` (raise ``ValueError``
+    with the option, its value and what is accepted), plus ``name``, ``traits`` and :meth:`attach`.
     """
 
     name: ClassVar[str]
+    """What users write: a Python identifier, unique among all installed plugins."""
+
     traits: ClassVar[AdapterTraits]
+    """Facts about the technique, from which the core judges what it stacks with."""
 
     @abc.abstractmethod
-    def attach(self, target: AttachTarget) -> None:
-        """Put the technique on. Raise ``StackError`` with the reason and the remedy where it cannot work."""
+    def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
+        """A context manager with the technique on, from entering it until leaving it.
 
-    @abc.abstractmethod
-    def detach(self, target: AttachTarget) -> None:
-        """Take it off again: the pipeline and the denoisers are then what they were, bit for bit."""
+        Entering gives the object that takes part in the blend as a plugin: any ``flowblend_*`` hook it implements is
+        called for this pipeline alone, and it is where state belongs (never this frozen adapter, never a class).
+        Give ``None`` where no hook is needed. On leaving, the pipeline and the denoisers are what they were, bit for
+        bit; that holds too when entering fails halfway.
+        """
+
+    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+        """What on this pipeline, beyond the traits, makes the technique impossible: (what was found, what to do).
+
+        Asked before anything is attached, so that all reasons of a stack are reported at once.
+        """
+        del pipe
+        return ()

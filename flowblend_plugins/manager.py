@@ -1,29 +1,262 @@
-"""Building a plugin manager: load, check, block. And adapters from what users write."""
+"""Building a plugin manager: load, check, block. There is no global one: each blend and each command makes its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import difflib
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pluggy
 
 from . import hookspecs
 from .adapter import Adapter
-from .markers import PROJECT_NAME
+from .adapter_spec import adapter_from_spec
+from .errors import AdapterError, PluginError
+from .hookspecs import Metric
+from .markers import HOOK_PREFIX, PROJECT_NAME
+from .presets import PairPreset
+from .traits import AdapterTraits
+
+BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
 
 
-def make_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(PROJECT_NAME)
-    manager.add_hookspecs(hookspecs)
-    manager.load_setuptools_entrypoints(PROJECT_NAME)
+@dataclasses.dataclass(frozen=True)
+class PluginOrigin:
+    """Where a plugin comes from; ``distribution`` is ``None`` for one that was passed as an object."""
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r}" + (f" of {self.distribution} {self.version}" if self.distribution else "")
+
+    @property
+    def remedy(self) -> str:
+        if self.distribution is None:
+            return "Correct the object passed as plugin."
+        return f"Fix or uninstall {self.distribution}, or set {BLOCK_VARIABLE}={self.name} to run without it."
+
+
+class FlowblendPluginManager(pluggy.PluginManager):
+    """A pluggy manager that knows where each of its plugins comes from."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT_NAME)
+        self.add_hookspecs(hookspecs)
+        self.origins: dict[str, PluginOrigin] = {}
+
+    def origin(self, plugin: Any) -> PluginOrigin:
+        """The origin of a registered plugin."""
+        name = self.get_name(plugin) or type(plugin).__name__
+        return self.origins.get(name, PluginOrigin(name))
+
+    def add(self, plugin: Any, origin: PluginOrigin) -> None:
+        """Register a plugin and hold it to the contract.
+
+        Raises:
+            PluginError: it implements a hook that does not exist, takes arguments that a hook does not have, or is
+                registered already.
+        """
+        self.origins[origin.name] = origin
+        _check_hooks(plugin, origin, self)
+        try:
+            self.register(plugin, name=origin.name)
+        except Exception as error:
+            raise PluginError(f"{origin} cannot be registered: {_cause(error)}. {origin.remedy}") from error
+
+
+def make_plugin_manager(plugins: Iterable[Any] = ()) -> FlowblendPluginManager:
+    """All installed plugins but the blocked ones, and ``plugins`` beside them, checked against the contract.
+
+    The environment variable ``FLOWBLEND_BLOCK`` names plugins to leave out, separated by commas.
+
+    Raises:
+        PluginError: with the plugin, its distribution and version, the cause, and what to do.
+    """
+    manager = FlowblendPluginManager()
+    blocked = {name.strip() for name in os.environ.get(BLOCK_VARIABLE, "").split(",")} - {""}
+    for name in blocked:
+        manager.set_blocked(name)
+    for entry_point in importlib.metadata.entry_points(group=PROJECT_NAME):
+        if entry_point.name in blocked:
+            continue
+        distribution = entry_point.dist
+        origin = PluginOrigin(
+            entry_point.name,
+            distribution.metadata["Name"] if distribution else None,
+            distribution.version if distribution else None,
+        )
+        first = manager.origins.get(origin.name)
+        if first is not None:
+            raise PluginError(
+                f"two plugins are named {origin.name!r}: one of {first.distribution} {first.version}, one of "
+                f"{origin.distribution} {origin.version}. Uninstall one of them, or set "
+                f"{BLOCK_VARIABLE}={origin.name} to run without both."
+            )
+        try:
+            plugin = entry_point.load()
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{origin} cannot be imported: {_cause(error)}. {origin.remedy}") from error
+        manager.add(plugin, origin)
     for plugin in plugins:
-        manager.register(plugin)
-    manager.check_pending()
+        manager.add(plugin, PluginOrigin(_free_name(manager, plugin)))
+    for collect in (adapters_by_name, pairs_by_name, metrics_by_name):
+        collect(manager)
     return manager
 
 
-def make_adapters(
-    manager: pluggy.PluginManager, specs: Iterable[str | Adapter], pipe: Any, slot: str
-) -> tuple[Adapter, ...]:
-    """Adapter objects from ``"name(option=value)"`` texts or objects, judged as a stack on this pipeline."""
-    return tuple(spec for spec in specs if isinstance(spec, Adapter))
+def adapters_by_name(manager: FlowblendPluginManager) -> dict[str, type[Adapter]]:
+    """Every registered adapter class. Raises ``PluginError`` for a name given twice or a class that is no adapter."""
+    found = _Contributions("adapters", "flowblend_register_adapters", manager)
+    for origin, adapters in found.results():
+        for adapter in adapters:
+            problem = _adapter_problem(adapter)
+            if problem:
+                raise PluginError(f"{origin} registers {adapter!r} as an adapter, but {problem}. {origin.remedy}")
+            found.add(adapter.name, adapter, origin)
+    return found.by_name
+
+
+def pairs_by_name(manager: FlowblendPluginManager) -> dict[str, PairPreset]:
+    """Every registered pair. Raises ``PluginError`` for a name given twice or an object that is no ``PairPreset``."""
+    found = _Contributions("pairs", "flowblend_register_pairs", manager)
+    for origin, pairs in found.results():
+        for pair in pairs:
+            if not isinstance(pair, PairPreset):
+                raise PluginError(f"{origin} registers {pair!r} as a pair, expected a PairPreset. {origin.remedy}")
+            found.add(pair.name, pair, origin)
+    return found.by_name
+
+
+def metrics_by_name(manager: FlowblendPluginManager) -> dict[str, Metric]:
+    """Every registered metric. Raises ``PluginError`` for a name given twice or a metric that cannot be called."""
+    found = _Contributions("metrics", "flowblend_register_metrics", manager)
+    for origin, metrics in found.results():
+        if not isinstance(metrics, Mapping) or not all(callable(metric) for metric in metrics.values()):
+            raise PluginError(
+                f"{origin} registers {metrics!r} as metrics, expected a mapping of names to functions. {origin.remedy}"
+            )
+        for name, metric in metrics.items():
+            found.add(name, metric, origin)
+    return found.by_name
+
+
+def make_adapters(manager: FlowblendPluginManager, specs: Iterable[str | Adapter]) -> tuple[Adapter, ...]:
+    """Adapter objects from ``"name(option=value)"`` texts; adapter objects stay as they are.
+
+    Raises:
+        AdapterError: a name or an option is wrong.
+    """
+    known = adapters_by_name(manager)
+    adapters = []
+    for spec in specs:
+        if isinstance(spec, Adapter):
+            adapters.append(spec)
+        elif isinstance(spec, str):
+            adapters.append(adapter_from_spec(spec, known))
+        else:
+            raise AdapterError(
+                f'adapters={spec!r}: expected a text like "unipc(num_inference_steps=25)" or an Adapter.'
+            )
+    return tuple(adapters)
+
+
+class _Contributions:
+    """What plugins give through one register hook, each name once, each with the plugin that gave it."""
+
+    def __init__(self, what: str, hook: str, manager: FlowblendPluginManager) -> None:
+        self.by_name: dict[str, Any] = {}
+        self._givers: dict[str, PluginOrigin] = {}
+        self._what, self._hook, self._manager = what, hook, manager
+
+    def results(self) -> Iterator[tuple[PluginOrigin, Any]]:
+        """Results plugin by plugin: a call of the hook would not say which plugin gave which."""
+        for implementation in getattr(self._manager.hook, self._hook).get_hookimpls():
+            origin = self._manager.origin(implementation.plugin)
+            try:
+                result = implementation.function()
+            except Exception as error:
+                raise PluginError(f"{origin} fails in {self._hook}: {_cause(error)}. {origin.remedy}") from error
+            if result is None:
+                continue
+            if not isinstance(result, Iterable):
+                raise PluginError(f"{origin}: {self._hook} returned {result!r}, expected {self._what}. {origin.remedy}")
+            yield origin, result
+
+    def add(self, name: str, contribution: Any, origin: PluginOrigin) -> None:
+        first = self._givers.get(name)
+        if first is not None:
+            raise PluginError(
+                f"two {self._what} are named {name!r}: one from {first}, one from {origin}. Rename one, or set "
+                f"{BLOCK_VARIABLE}={origin.name} to run without the second plugin."
+            )
+        self._givers[name] = origin
+        self.by_name[name] = contribution
+
+
+def _check_hooks(plugin: Any, origin: PluginOrigin, manager: FlowblendPluginManager) -> None:
+    """Each implementation has a hook of its name and asks only for arguments that hook has."""
+    hooks = {name: inspect.signature(spec) for name, spec in vars(hookspecs).items() if name.startswith(HOOK_PREFIX)}
+    for name in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in hooks and not _is_hookspec(plugin, name):
+                raise PluginError(
+                    f"{origin}: {name} is not marked as an implementation, so it would never be called. Decorate it "
+                    "with flowblend_plugins.hookimpl."
+                )
+            continue
+        hook = options["specname"] or name
+        if hook not in hooks:
+            close = difflib.get_close_matches(hook, hooks, n=1, cutoff=0.0)
+            raise PluginError(f"{origin} implements {hook}, which is no hook. Did you mean {close[0]}? {origin.remedy}")
+        asked = _argument_names(getattr(plugin, name))
+        unknown = [argument for argument in asked if argument not in hooks[hook].parameters]
+        if unknown:
+            has = ", ".join(hooks[hook].parameters) or "none"
+            raise PluginError(
+                f"{origin}: {hook} asks for {', '.join(unknown)}, but its arguments are: {has}. {origin.remedy}"
+            )
+
+
+def _is_hookspec(plugin: Any, name: str) -> bool:
+    return getattr(plugin, name) is getattr(hookspecs, name)
+
+
+def _argument_names(function: Callable[..., Any]) -> list[str]:
+    """Required arguments; pluggy passes nothing to those with a default."""
+    empty = inspect.Parameter.empty
+    return [name for name, argument in inspect.signature(function).parameters.items() if argument.default is empty]
+
+
+def _adapter_problem(adapter: Any) -> str | None:
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        return "it is no subclass of flowblend_plugins.Adapter"
+    parameters = getattr(adapter, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        return "it is no frozen dataclass"
+    if not isinstance(getattr(adapter, "name", None), str) or not adapter.name.isidentifier():
+        return "its name is no Python identifier"
+    if not isinstance(getattr(adapter, "traits", None), AdapterTraits):
+        return "its traits are no AdapterTraits"
+    if inspect.isabstract(adapter):
+        return f"it does not implement {', '.join(sorted(adapter.__abstractmethods__))}"
+    return None
+
+
+def _free_name(manager: FlowblendPluginManager, plugin: Any) -> str:
+    base = getattr(plugin, "__name__", None) or type(plugin).__name__
+    name, number = base, 2
+    while name in manager.origins:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def _cause(error: BaseException) -> str:
+    """One line: the kind of the error and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")

@@ -7,9 +7,19 @@ fraction of a second on a CPU. Text embeddings are passed directly, so no tokeni
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
+
+from .adapter import Adapter
+from .adapter_spec import adapter_from_spec, write_spec
+from .blend import Blend, enable
+from .errors import AdapterError
+from .manager import adapters_by_name, make_plugin_manager
+from .markers import hookimpl
 
 
 def tiny_wan_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Any:
@@ -132,3 +142,177 @@ def generate(pipe: Any, num_inference_steps: int | None = 10, seed: int = 0, **o
     if num_inference_steps is not None:
         arguments["num_inference_steps"] = num_inference_steps
     return pipe(**(arguments | overrides)).frames
+
+
+class RecordingPlugin:
+    """A plugin that changes nothing and keeps every hook call: ``calls`` is a list of (hook name, arguments)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def of(self, hook: str) -> list[dict[str, Any]]:
+        """The arguments of every call of one hook, in order."""
+        return [arguments for name, arguments in self.calls if name == hook]
+
+    @hookimpl
+    def flowblend_register_adapters(self) -> None:
+        self.calls.append(("flowblend_register_adapters", {}))
+
+    @hookimpl
+    def flowblend_register_pairs(self) -> None:
+        self.calls.append(("flowblend_register_pairs", {}))
+
+    @hookimpl
+    def flowblend_register_metrics(self) -> None:
+        self.calls.append(("flowblend_register_metrics", {}))
+
+    @hookimpl
+    def flowblend_register_commands(self, app: Any) -> None:
+        self.calls.append(("flowblend_register_commands", {"app": app}))
+
+    @hookimpl
+    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+        self.calls.append(
+            ("flowblend_configure_generation", {"pipeline": pipeline, "call_arguments": dict(call_arguments)})
+        )
+
+    @hookimpl
+    def flowblend_route(self, step: Any) -> None:
+        self.calls.append(("flowblend_route", {"step": step}))
+
+    @hookimpl
+    def flowblend_stage_entered(self, step: Any, denoiser: nn.Module, reentry: str) -> None:
+        self.calls.append(("flowblend_stage_entered", {"step": step, "denoiser": denoiser, "reentry": reentry}))
+
+    @hookimpl
+    def flowblend_denoiser_called(self, step: Any, denoiser: nn.Module, outcome: str, time_ms: float) -> None:
+        arguments = {"step": step, "denoiser": denoiser, "outcome": outcome, "time_ms": time_ms}
+        self.calls.append(("flowblend_denoiser_called", arguments))
+
+    @hookimpl
+    def flowblend_generation_finished(self, pipeline: Any, trace: Any, error: BaseException | None) -> None:
+        arguments = {"pipeline": pipeline, "trace": trace, "error": error}
+        self.calls.append(("flowblend_generation_finished", arguments))
+
+
+@dataclass(frozen=True)
+class PipelineSnapshot:
+    """What a pipeline is: to take before ``enable()``, and to compare with after ``disable()``."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, pipe: Any) -> PipelineSnapshot:
+        facts: dict[str, Any] = {"class": type(pipe), "config": dict(pipe.config)}
+        facts |= {f"attribute {name}": id(value) for name, value in vars(pipe).items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, component in pipe.components.items():
+            facts |= {f"{name} class": type(component), f"{name} identity": id(component)}
+            if isinstance(component, nn.Module):
+                for path, module in component.named_modules(prefix=name):
+                    own = {k for k in vars(module) if k not in ("_parameters", "_buffers", "_modules")}
+                    facts[f"{path} attributes"] = own | {("forward", id(module.__dict__.get("forward")))}
+                    facts[f"{path} class"] = type(module)
+                    facts[f"{path} hooks"] = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
+                tensors |= {f"{name}.{key}": value.clone() for key, value in component.state_dict().items()}
+            elif hasattr(component, "config"):
+                facts[f"{name} config"] = dict(component.config)
+        return cls(facts, tensors)
+
+    def differences(self, pipe: Any) -> list[str]:
+        """What of the pipeline is no longer as it was, in words; empty if nothing."""
+        now = PipelineSnapshot.of(pipe)
+        found = [f for f in sorted(self.facts.keys() | now.facts.keys()) if self.facts.get(f) != now.facts.get(f)]
+        for name in sorted(self.tensors.keys() | now.tensors.keys()):
+            before, after = self.tensors.get(name), now.tensors.get(name)
+            if before is None or after is None or not torch.equal(before, after):
+                found.append(f"tensor {name}")
+        return found
+
+
+class AdapterContract:
+    """What every adapter must hold to. Subclass it in a test module, as ``class TestMine(AdapterContract)``.
+
+    Attributes:
+        spec: the adapter as users write it, with options that make a difference.
+        wrong_specs: texts that must be refused: options out of range, of a wrong type, unknown.
+        call: arguments of :func:`generate` while the adapter is attached.
+        plugins: plugin objects to register, for an adapter that is not installed.
+        make_pipeline, make_small: the large pipeline and the small denoiser to try it on.
+    """
+
+    spec: ClassVar[str]
+    wrong_specs: ClassVar[Sequence[str]]
+    call: ClassVar[Mapping[str, Any]] = {}
+    plugins: ClassVar[Sequence[Any]] = ()
+    make_pipeline: Callable[[], Any] = staticmethod(tiny_wan_pipeline)
+    make_small: Callable[[], Any] = staticmethod(tiny_wan_denoiser)
+
+    def by_hand(self, pipe: Any) -> torch.Tensor:
+        """Latents of the technique put on a fresh pipeline without FlowBlending, for the same ``call``."""
+        raise NotImplementedError(f"{type(self).__name__} must say how {self.spec} is done by hand")
+
+    def enabled(self, pipe: Any, schedule: str) -> Blend:
+        return enable(pipe, self.make_small(), schedule, adapters=[self.spec], plugins=self.plugins)
+
+    def adapter(self, spec: str) -> Adapter:
+        return adapter_from_spec(spec, adapters_by_name(make_plugin_manager(self.plugins)))
+
+    def test_alone_it_equals_the_technique_by_hand(self) -> None:
+        with torch.no_grad():
+            expected = self.by_hand(self.make_pipeline())
+        pipe = self.make_pipeline()
+        plain = generate(pipe, **self.call)
+        with self.enabled(pipe, "LLL"):
+            assert torch.equal(generate(pipe, **self.call), expected)
+        assert not torch.equal(plain, expected), f"{self.spec} changes nothing here: choose options that do"
+
+    def test_second_generation_equals_the_first(self) -> None:
+        pipe = self.make_pipeline()
+        with self.enabled(pipe, "LSL"):
+            first = generate(pipe, **self.call)
+            generate(pipe, seed=1, **self.call)
+            assert torch.equal(generate(pipe, **self.call), first)
+
+    def test_disable_restores_everything(self) -> None:
+        pipe = self.make_pipeline()
+        before = generate(pipe, **self.call)
+        snapshot = PipelineSnapshot.of(pipe)
+        with self.enabled(pipe, "LSL"):
+            generate(pipe, **self.call)
+        assert snapshot.differences(pipe) == []
+        assert torch.equal(generate(pipe, **self.call), before)
+
+    def test_a_failed_generation_leaves_nothing_behind(self) -> None:
+        pipe = self.make_pipeline()
+        snapshot = PipelineSnapshot.of(pipe)
+
+        def interrupt(pipeline: Any, step_index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        with self.enabled(pipe, "LSL"):
+            expected = generate(pipe, **self.call)
+            try:
+                generate(pipe, **{**self.call, "callback_on_step_end": interrupt})
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise AssertionError("the generation was not interrupted")
+            assert torch.equal(generate(pipe, **self.call), expected)
+        differences = [d for d in snapshot.differences(pipe) if not d.startswith(("attribute _", "scheduler config"))]
+        assert differences == []
+
+    def test_text_gives_the_same_adapter_again(self) -> None:
+        adapter = self.adapter(self.spec)
+        assert self.adapter(write_spec(adapter)) == adapter
+
+    def test_wrong_options_are_refused_by_name(self) -> None:
+        assert self.wrong_specs, "wrong_specs is empty: say what must be refused"
+        for spec in self.wrong_specs:
+            try:
+                self.adapter(spec)
+            except AdapterError as error:
+                assert repr(self.adapter(self.spec).name) in str(error)
+            else:
+                raise AssertionError(f"{spec} was accepted")

@@ -1,1 +1,14 @@
 """What this package contributes, through the same door as a stranger's plugin."""
+
+from __future__ import annotations
+
+from flowblend_plugins import Adapter, hookimpl
+
+from .step_reduction.dpmpp_2m import DPMpp2M
+from .step_reduction.flow_euler import FlowEuler
+from .step_reduction.unipc import UniPC
+
+
+@hookimpl
+def flowblend_register_adapters() -> list[type[Adapter]]:
+    return [UniPC, FlowEuler, DPMpp2M]

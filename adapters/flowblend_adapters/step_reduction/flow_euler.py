@@ -1,0 +1,24 @@
+"""The Euler method on the flow-matching ODE (Esser et al., 2024, arXiv 2403.03206), the sampler of LTX-Video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .solver import Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowEuler(Solver):
+    """Sample with diffusers' ``FlowMatchEulerDiscreteScheduler``."""
+
+    name: ClassVar[str] = "flow_euler"
+
+    @classmethod
+    def scheduler_class(cls) -> type:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler
+
+    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+        return {"shift": flow_shift}

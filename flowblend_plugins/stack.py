@@ -1,0 +1,76 @@
+"""A stack of adapters on one pipeline: reading the facts that it is judged by off the pipeline and the call."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .adapter import Adapter
+from .schedule import StageSchedule
+from .traits import Composition, Reason, StackSetting, Verdict, judge
+
+
+def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> StackSetting:
+    """The facts that are known before the pipeline is called.
+
+    Args:
+        pipe: the diffusers pipeline.
+        slot: ``"transformer"`` or ``"unet"``, where its denoiser is.
+        schedule: the stage schedule in force.
+        reentry: ``"recompute"`` or ``"keep"``.
+    """
+    return StackSetting(
+        denoiser_kind=slot,
+        denoiser_classes=_class_names(getattr(pipe, slot)),
+        pipeline_classes=_class_names(pipe),
+        denoiser_changes=len(schedule.letters) > 1,
+        reentry=reentry,
+        branches_called_apart=_branches_called_apart(pipe),
+    )
+
+
+def judge_adapters(adapters: Sequence[Adapter], pipe: Any, setting: StackSetting) -> Verdict:
+    """The verdict on a stack: from traits, and from the obstacles each adapter sees on this pipeline."""
+    obstacles = [
+        Reason(Composition.REFUSED, f"{adapter.name!r}: {found}", remedy)
+        for adapter in adapters
+        for found, remedy in adapter.obstacles(pipe)
+    ]
+    return judge([(adapter.name, adapter.traits) for adapter in adapters], setting, obstacles)
+
+
+def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, arguments: Mapping[str, Any]) -> Verdict:
+    """The verdict once a call has said how many steps it takes and whether it guides.
+
+    Args:
+        setting: what was known when the stack was attached.
+        arguments: keyword arguments of the call; those left out have the defaults of the pipeline's ``__call__``.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    values = defaults | dict(arguments)
+    scale = values.get("guidance_scale")
+    known = dataclasses.replace(
+        setting,
+        guidance=None if scale is None else scale > 1.0,
+        num_inference_steps=values.get("num_inference_steps"),
+    )
+    return judge([(adapter.name, adapter.traits) for adapter in adapters], known)
+
+
+def _class_names(instance: Any) -> tuple[str, ...]:
+    # A class that FlowBlending swapped in has its base's name, so it appears once.
+    return tuple(dict.fromkeys(cls.__name__ for cls in type(instance).__mro__))
+
+
+def _branches_called_apart(pipe: Any) -> bool | None:
+    """Read off the cache contexts in the pipeline's source; ``None`` where it opens none."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):  # no source on this machine
+        return None
+    names = set(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source))
+    return "uncond" in names if names else None
