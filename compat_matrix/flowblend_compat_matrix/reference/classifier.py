@@ -55,7 +55,7 @@ class AttributeClassifier(nn.Module):
         self.present = nn.Linear(FEATURE_DIM, len(SHAPES))
 
     def forward(self, videos: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits from ``[B, 3, F, H, W]`` in 0..1: ``present`` [B, 5], ``colour`` ... [B, 5, values], ``kind`` [B, 4]."""
+        """Logits from ``[B, 3, F, H, W]`` in 0..1: ``present`` [B, 5], ``colour``... [B, 5, values], ``kind`` [B, 4]."""
         hidden = self.trunk(videos * 2.0 - 1.0)
         flat = hidden.flatten(2)
         weights = self.attention(hidden).flatten(2).softmax(dim=-1)
@@ -71,7 +71,8 @@ class AttributeClassifier(nn.Module):
         return output | dict(zip(_FIELD_SIZES, fields, strict=True))
 
     @torch.no_grad()
-    def _predict(self, videos: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    def predict(self, videos: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+        """What `forward` gives, from one video ``[F, H, W, 3]`` or several, in batches."""
         if videos.ndim == 4:
             videos = videos[None]
         if videos.ndim != 5 or videos.shape[-1] != 3:
@@ -85,16 +86,14 @@ class AttributeClassifier(nn.Module):
 
     def features(self, videos: NDArray[np.float32]) -> NDArray[np.float64]:
         """Features ``[N, 48]`` of videos ``[N, F, H, W, 3]`` in 0..1, for `metrics.frechet_distance`."""
-        return self._predict(videos)["features"].double().numpy()
+        return self.predict(videos)["features"].double().numpy()
 
-    def judge(
-        self, videos: NDArray[np.float32], attributes: Sequence[Sequence[Attribute]]
-    ) -> list[list[bool]]:
+    def judge(self, videos: NDArray[np.float32], attributes: Sequence[Sequence[Attribute]]) -> list[list[bool]]:
         """For each video and each attribute that its caption names, whether it is right.
 
         What is said of a shape that is not there is wrong.
         """
-        predicted = self._predict(videos)
+        predicted = self.predict(videos)
         if len(attributes) != len(predicted["kind"]):
             raise ValueError(f"{len(predicted['kind'])} videos but attributes of {len(attributes)} captions")
         verdicts: list[list[bool]] = []

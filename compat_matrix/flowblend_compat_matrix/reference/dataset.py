@@ -58,7 +58,9 @@ def load_dataset(folder: Path) -> LatentDataset:
     captions: list[list[str]] = []
     for path in sorted(folder.glob("latents-*.safetensors")):
         latents.append(load_file(path)["latents"])
-        captions += json.loads(path.with_name(path.name.replace("latents-", "captions-")).with_suffix(".json").read_text())
+        captions += json.loads(
+            path.with_name(path.name.replace("latents-", "captions-")).with_suffix(".json").read_text()
+        )
     if not latents:
         raise FileNotFoundError(f"no latents-*.safetensors in {folder}; run the stage 'data' first")
     return LatentDataset(torch.cat(latents), captions)

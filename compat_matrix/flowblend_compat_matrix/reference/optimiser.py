@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal.
 
-On the codec it reached 20 dB in the time in which AdamW reached 15; on CPU minutes that is what makes the pair possible.
+On the codec it reached 20 dB in the time in which AdamW reached 15.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Muon(torch.optim.Optimizer):
     Weights of equal shape are orthogonalised together, in one batched product.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -42,9 +42,11 @@ def load_pair(root: Path = WEIGHTS) -> ReferencePair:
     """
     for folder in ("large", "small"):
         if not (root / folder).is_dir():
-            raise FileNotFoundError(f"no trained reference pair in {root}: {folder}/ is missing; see `make train-reference`")
-    pipeline = WanPipeline.from_pretrained(root / "large", torch_dtype=torch.float32)
-    small = WanTransformer3DModel.from_pretrained(root / "small", torch_dtype=torch.float32)
+            raise FileNotFoundError(
+                f"no trained reference pair in {root}: {folder}/ is missing; see `make train-reference`"
+            )
+    pipeline = WanPipeline.from_pretrained(root / "large", dtype=torch.float32)
+    small = WanTransformer3DModel.from_pretrained(root / "small", dtype=torch.float32)
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, small):
         module.eval()
     return ReferencePair(pipeline=pipeline, small=small)

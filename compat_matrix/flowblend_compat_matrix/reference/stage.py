@@ -64,7 +64,7 @@ def use_bfloat16_products(module: nn.Module) -> bool:
     Autocast would keep activations in bfloat16 too, which is slower than float32 here: what the tiles gain, the mixed
     elementwise operations lose. Returns whether anything was changed. Parameters are untouched.
     """
-    if not torch.cpu._is_amx_tile_supported():  # noqa: SLF001
+    if not torch.cpu._is_amx_tile_supported():
         return False
 
     def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,9 @@ class Stage:
         record.seconds += seconds
         return float(loss.detach())
 
-    def run(self, loss_function: LossFunction, report: Callable[[StageRecord, float], None], max_steps: int = 0) -> None:
+    def run(
+        self, loss_function: LossFunction, report: Callable[[StageRecord, float], None], max_steps: int = 0
+    ) -> None:
         """Train until the time is used up (or for ``max_steps``), then load the moving average into the module."""
         record = self.record
         self.module.train()

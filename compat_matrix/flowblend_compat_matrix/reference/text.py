@@ -77,7 +77,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, t
 
 
 def token_labels(item: Caption) -> np.ndarray:
-    """For each token what its own phrase says: ``[32, 4]``, columns as in `FIELDS`; -100 outside any object's phrase."""
+    """For each token what its own phrase says: ``[32, 4]``, columns as in `FIELDS`; -100 outside objects' phrases."""
     labels = np.full((MAX_SEQUENCE_LENGTH, len(FIELDS)), -100, dtype=np.int64)
     objects, _, _ = item.text.partition(" over ")
     position = 0

@@ -96,7 +96,7 @@ def compiled(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         return module
     try:
         faster = torch.compile(module, dynamic=False)
-        torch._dynamo.config.suppress_errors = True  # noqa: SLF001
+        torch._dynamo.config.suppress_errors = True
     except RuntimeError:
         return module
     return faster  # pyright: ignore[reportReturnType]
@@ -195,7 +195,7 @@ def _start(job: Job, out: Path) -> list[subprocess.Popen[bytes]]:
         command += ["--device", str(job.device), "--job", job.name, "--minutes", str(job.minutes)]
         command += ["--rank", str(worker), "--world-size", str(job.world_size), "--meeting-point", str(meeting_point)]
         with (out / job.name / f"log-{worker}.txt").open("ab") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log))  # noqa: S603
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
     return processes
 
 
@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=None, help="where the weights go (default: OUT/weights)")
     parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="wall-clock time for all stages")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--job", choices=[*_BUILDERS, "data", "export"], help="run one stage in this process, for --minutes")
+    parser.add_argument(
+        "--job", choices=[*_BUILDERS, "data", "export"], help="run one stage in this process, for --minutes"
+    )
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--world-size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--meeting-point", type=Path, default=None, help=argparse.SUPPRESS)

@@ -1,0 +1,194 @@
+"""Measure whether the pair behaves like the published models, and write the behaviour card.
+
+``python -m flowblend_compat_matrix.reference.behaviour [--weights DIR] [--prompts N]``
+
+Every schedule makes the same prompts from the same seeds, at 50 UniPC steps and guidance 5, and is compared with
+the large denoiser alone (LLL). The figures stand beside those measured on the published WAN clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
+
+import flowblend_plugins
+
+from ..metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
+from .behaviour_page import EARLY, LATE, NUM_WORLD_VIDEOS, PUBLISHED, Check, Row, check, to_markdown
+from .card import through_codec
+from .classifier import AttributeClassifier
+from .denoisers import FLOW_SHIFT, forward_flops
+from .pair import (
+    CALL_DEFAULTS,
+    WEIGHTS,
+    ReferencePair,
+    evaluation_captions,
+    held_out_videos,
+    load_classifier,
+    load_pair,
+)
+from .world import Caption
+
+Videos = NDArray[np.float32]
+
+NUM_PROMPTS = 64
+BATCH = 16
+
+
+def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call: Any) -> Videos:
+    """One video for each caption, ``[N, F, H, W, 3]``; video ``i`` starts from the noise of seed ``seed + i``.
+
+    The pipeline is called as it stands, so whatever is enabled on it takes part.
+    """
+    pair.pipeline.set_progress_bar_config(disable=True)
+    parts = []
+    for start in range(0, len(captions), BATCH):
+        texts = [item.text for item in captions[start : start + BATCH]]
+        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(texts))]
+        output = pair.pipeline(texts, generator=generators, output_type="np", **{**CALL_DEFAULTS, **call})
+        parts.append(np.asarray(output.frames, dtype=np.float32))
+    return np.concatenate(parts)
+
+
+def _blended(pair: ReferencePair, captions: list[Caption], schedule: str) -> tuple[Videos, int, int]:
+    with flowblend_plugins.enable(pair.pipeline, small=pair.small, schedule=schedule, early=EARLY, late=LATE) as blend:
+        videos = generate(pair, captions)
+        letters = [one.denoiser for one in blend.schedule.assignments(CALL_DEFAULTS["num_inference_steps"])]
+    return videos, letters.count("L"), letters.count("S")
+
+
+def _measure(
+    name: str,
+    videos: Videos,
+    reference: Videos | None,
+    captions: list[Caption],
+    classifier: AttributeClassifier,
+    world_features: NDArray[np.float64],
+    steps: tuple[int, int],
+    seconds: float,
+) -> Row:
+    psnrs = ssims = details = None
+    if reference is not None:
+        both = list(zip(videos, reference, strict=True))
+        psnrs = [psnr_db(one, other) for one, other in both]
+        ssims = [ssim(one, other) for one, other in both]
+        details = high_frequency_error(videos, reference)
+    return Row(
+        name=name,
+        num_large_steps=steps[0],
+        num_small_steps=steps[1],
+        psnr_db=None if psnrs is None else float(np.mean(psnrs)),
+        psnr_std_db=None if psnrs is None else float(np.std(psnrs)),
+        ssim=None if ssims is None else float(np.mean(ssims)),
+        ssim_std=None if ssims is None else float(np.std(ssims)),
+        alignment=classifier.alignment(videos, [item.attributes for item in captions]),
+        frechet_distance=frechet_distance(classifier.features(videos), world_features),
+        high_frequency_error=0.0 if details is None else details,
+        flicker=flicker(videos),
+        seconds=seconds,
+    )
+
+
+def measure(
+    pair: ReferencePair,
+    classifier: AttributeClassifier,
+    num_prompts: int = NUM_PROMPTS,
+    report: Callable[[str], None] = print,
+    keep: dict[str, Videos] | None = None,
+) -> list[Row]:
+    """All rows of the card. ``keep`` receives the videos by row name, for looking at them."""
+    captions = evaluation_captions(num_prompts)
+    world_features = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
+    rows: list[Row] = []
+    made: dict[str, Videos] = {} if keep is None else keep
+
+    def add(name: str, against: str | None, make: Callable[[], tuple[Videos, int, int]]) -> None:
+        started = time.monotonic()
+        videos, num_large, num_small = make()
+        seconds = time.monotonic() - started
+        made[name] = videos
+        reference = None if against is None else made[against]
+        steps = (num_large, num_small)
+        rows.append(_measure(name, videos, reference, captions, classifier, world_features, steps, seconds))
+        report(f"{name}: {seconds:.0f} s, PSNR {rows[-1].psnr_db}, alignment {rows[-1].alignment:.3f}")
+
+    add("LLL", None, lambda: (generate(pair, captions), 50, 0))
+    for schedule in ("SSS", "SLL", "LSS", "LSL", "SSL"):
+        add(schedule, "LLL", lambda schedule=schedule: _blended(pair, captions, schedule))
+    add("25 steps", "LLL", lambda: (generate(pair, captions, num_inference_steps=25), 25, 0))
+    unipc = pair.pipeline.scheduler
+    pair.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+    try:
+        add("Euler, 50 steps", None, lambda: (generate(pair, captions), 50, 0))
+        add("Euler, 25 steps", "Euler, 50 steps", lambda: (generate(pair, captions, num_inference_steps=25), 25, 0))
+    finally:
+        pair.pipeline.scheduler = unipc
+    return rows
+
+
+def world_figures(pair: ReferencePair, classifier: AttributeClassifier, num_videos: int) -> dict[str, float]:
+    """What the classifier and the codec make of real world videos: the ceiling of every row."""
+    captions = [item.attributes for item in evaluation_captions(num_videos)]
+    videos = held_out_videos(num_videos, seed=1000)  # the very scenes of the evaluation captions
+    features = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
+    through = through_codec(pair.pipeline.vae, videos)
+    return {
+        "alignment": classifier.alignment(videos, captions),
+        "frechet_distance": frechet_distance(classifier.features(videos), features),
+        "flicker": flicker(videos),
+        "codec_psnr_db": psnr_db(through, videos),
+        "codec_alignment": classifier.alignment(through, captions),
+        "codec_frechet_distance": frechet_distance(classifier.features(through), features),
+        "codec_flicker": flicker(through),
+    }
+
+
+def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS) -> list[Check]:
+    """Measure the pair in ``weights`` and write ``behaviour_card.json`` and ``.md`` beside it."""
+    pair = load_pair(weights)
+    classifier = load_classifier(weights / "classifier")
+    large_flops = forward_flops(dict(pair.pipeline.transformer.config))
+    rows = measure(pair, classifier, num_prompts)
+    checks = check(rows)
+    card: dict[str, Any] = {
+        "num_prompts": num_prompts,
+        "early": EARLY,
+        "late": LATE,
+        "small_flops_fraction": forward_flops(dict(pair.small.config)) / large_flops,
+        "large_forward_flops": large_flops,
+        "world": world_figures(pair, classifier, num_prompts),
+        "rows": [asdict(row) for row in rows],
+        "published": PUBLISHED,
+        "checks": [asdict(item) for item in checks],
+    }
+    (weights / "behaviour_card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (weights / "behaviour_card.md").write_text(to_markdown(card, rows, checks))
+    return checks
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="flowblend-reference-behaviour", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the pair to measure (default: the one shipped)")
+    parser.add_argument(
+        "--prompts", type=int, default=NUM_PROMPTS, help="how many held-out prompts (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for item in write_behaviour_card(arguments.weights, arguments.prompts):
+        print(f"{'holds' if item.holds else 'MISSES'}: {item.aim} (found {item.found})")
+
+
+if __name__ == "__main__":
+    main()
