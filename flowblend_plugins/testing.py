@@ -205,8 +205,12 @@ class PipelineSnapshot:
     @classmethod
     def of(cls, pipe: Any) -> PipelineSnapshot:
         facts: dict[str, Any] = {"class": type(pipe), "config": dict(pipe.config)}
-        facts |= {f"attribute {name}": id(value) for name, value in vars(pipe).items()}
-        tensors: dict[str, torch.Tensor] = {}
+        for name, value in vars(pipe).items():
+            if isinstance(value, torch.Tensor):
+                continue
+            is_plain = value is None or isinstance(value, (bool, int, float, str, dict))
+            facts[f"attribute {name}"] = value if is_plain else id(value)
+        tensors = {f"attribute {k}": v.clone() for k, v in vars(pipe).items() if isinstance(v, torch.Tensor)}
         for name, component in pipe.components.items():
             facts |= {f"{name} class": type(component), f"{name} identity": id(component)}
             if isinstance(component, nn.Module):
@@ -256,6 +260,9 @@ class AdapterContract:
     def enabled(self, pipe: Any, schedule: str) -> Blend:
         return enable(pipe, self.make_small(), schedule, adapters=[self.spec], plugins=self.plugins)
 
+    def expect_nothing_left(self, differences: list[str]) -> None:
+        assert not differences, f"{self.spec} leaves behind: {', '.join(differences)}"
+
     def adapter(self, spec: str) -> Adapter:
         return adapter_from_spec(spec, adapters_by_name(make_plugin_manager(self.plugins)))
 
@@ -265,7 +272,7 @@ class AdapterContract:
         pipe = self.make_pipeline()
         plain = generate(pipe, **self.call)
         with self.enabled(pipe, "LLL"):
-            assert torch.equal(generate(pipe, **self.call), expected)
+            assert torch.equal(generate(pipe, **self.call), expected), f"{self.spec} is not the technique by hand"
         assert not torch.equal(plain, expected), f"{self.spec} changes nothing here: choose options that do"
 
     def test_second_generation_equals_the_first(self) -> None:
@@ -273,7 +280,7 @@ class AdapterContract:
         with self.enabled(pipe, "LSL"):
             first = generate(pipe, **self.call)
             generate(pipe, seed=1, **self.call)
-            assert torch.equal(generate(pipe, **self.call), first)
+            assert torch.equal(generate(pipe, **self.call), first), f"{self.spec} carries state between generations"
 
     def test_disable_restores_everything(self) -> None:
         pipe = self.make_pipeline()
@@ -281,11 +288,12 @@ class AdapterContract:
         snapshot = PipelineSnapshot.of(pipe)
         with self.enabled(pipe, "LSL"):
             generate(pipe, **self.call)
-        assert snapshot.differences(pipe) == []
-        assert torch.equal(generate(pipe, **self.call), before)
+        assert torch.equal(generate(pipe, **self.call), before), f"{self.spec} still has an effect after disable()"
+        self.expect_nothing_left(snapshot.differences(pipe))
 
     def test_a_failed_generation_leaves_nothing_behind(self) -> None:
         pipe = self.make_pipeline()
+        generate(pipe, **self.call)
         snapshot = PipelineSnapshot.of(pipe)
 
         def interrupt(pipeline: Any, step_index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -299,13 +307,14 @@ class AdapterContract:
                 pass
             else:
                 raise AssertionError("the generation was not interrupted")
-            assert torch.equal(generate(pipe, **self.call), expected)
-        differences = [d for d in snapshot.differences(pipe) if not d.startswith(("attribute _", "scheduler config"))]
-        assert differences == []
+            again = generate(pipe, **self.call)
+            assert torch.equal(again, expected), f"{self.spec} carries state over from an interrupted generation"
+        generate(pipe, **self.call)  # a pipeline notes its last call on itself, so both snapshots follow the same one
+        self.expect_nothing_left(snapshot.differences(pipe))
 
     def test_text_gives_the_same_adapter_again(self) -> None:
         adapter = self.adapter(self.spec)
-        assert self.adapter(write_spec(adapter)) == adapter
+        assert self.adapter(write_spec(adapter)) == adapter, f"{write_spec(adapter)} is not {adapter}"
 
     def test_wrong_options_are_refused_by_name(self) -> None:
         assert self.wrong_specs, "wrong_specs is empty: say what must be refused"
@@ -313,6 +322,8 @@ class AdapterContract:
             try:
                 self.adapter(spec)
             except AdapterError as error:
-                assert repr(self.adapter(self.spec).name) in str(error)
+                message = str(error)
             else:
                 raise AssertionError(f"{spec} was accepted")
+            name = self.adapter(self.spec).name
+            assert repr(name) in message, f"the error on {spec} does not name {name}: {message}"

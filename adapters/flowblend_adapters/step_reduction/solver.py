@@ -113,14 +113,13 @@ class Solver(Adapter):
         if refused:
             yield f"{type(pipe).__name__} hands its sampler {' and '.join(refused)}, which {new.__name__} does not take"
         has = inspect.signature(new.__init__).parameters  # type: ignore[misc]
-        lost = [
-            f for f, neutral in _NEUTRAL_NOISE_SCHEDULE.items() if f not in has and config.get(f, neutral) != neutral
-        ]
+        unknown = {field: neutral for field, neutral in _NEUTRAL_NOISE_SCHEDULE.items() if field not in has}
+        lost = [f"{f}={config[f]!r}" for f, neutral in unknown.items() if config.get(f, neutral) != neutral]
         if lost:
-            shown = ", ".join(f"{field}={config[field]!r}" for field in lost)
-            yield f"{type(pipe).__name__} samples with {shown}, which {new.__name__} does not have"
+            yield f"{type(pipe).__name__} samples with {', '.join(lost)}, which {new.__name__} does not have"
         if "prediction_type" not in has and not _is_flow(pipe.scheduler):
-            yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {type(pipe.scheduler).__name__}"
+            old = type(pipe.scheduler).__name__
+            yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {old}"
 
 
 class _StepCount:
@@ -164,8 +163,8 @@ def _call_parameters(pipe: Any) -> Any:
 def timestep_arguments(pipe: Any) -> tuple[str, ...]:
     """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
 
-    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a list of
-    its own, for one that stays ``None`` is not handed on.
+    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
+    list of its own, for one that stays ``None`` is not handed on.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(pipe).__call__))))
