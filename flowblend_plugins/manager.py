@@ -160,9 +160,7 @@ def make_adapters(manager: FlowblendPluginManager, specs: Iterable[str | Adapter
         elif isinstance(spec, str):
             adapters.append(adapter_from_spec(spec, known))
         else:
-            raise AdapterError(
-                f'adapters={spec!r}: expected a text like "unipc(num_inference_steps=25)" or an Adapter.'
-            )
+            raise AdapterError(f'adapter {spec!r}: expected a text like "unipc(num_inference_steps=25)" or an Adapter.')
     return tuple(adapters)
 
 

@@ -139,9 +139,9 @@ def judge(stack: Stack, setting: StackSetting, obstacles: Sequence[Reason] = ())
     for name, traits in stack:
         reasons += _on_this_pipeline(name, traits, setting)
         reasons += _over_time(name, traits, setting)
-    if not any(reason.composition is not Composition.COMPOSES for reason in reasons):
-        keeping = "keeps a denoiser's state from step to step" if stack else "is stacked"
-        reasons.append(Reason(Composition.COMPOSES, f"nothing here that {keeping} is disturbed by another"))
+    if not reasons:
+        found = "no adapter disturbs another, and none keeps state that goes stale" if stack else "nothing is stacked"
+        reasons.append(Reason(Composition.COMPOSES, found))
     reasons.sort(key=lambda reason: -_BEST_TO_WORST.index(reason.composition))
     return Verdict(reasons[0].composition, tuple(reasons))
 
