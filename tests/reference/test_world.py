@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from flowblend_compat_matrix.reference import text as text_module
 from flowblend_compat_matrix.reference.world import (
     BACKGROUNDS,

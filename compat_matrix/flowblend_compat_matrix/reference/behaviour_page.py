@@ -118,13 +118,14 @@ def to_markdown(card: dict[str, Any], rows: list[Row], checks: list[Check]) -> s
         f"| *world videos* | | | | {100 * world['alignment']:.1f} % | {world['frechet_distance']:.3f} | - | "
         f"{world['flicker']:.4f} | |",
         f"| *through the codec* | | {world['codec_psnr_db']:.1f} (to themselves) | "
-        f"| {100 * world['codec_alignment']:.1f} % | {world['codec_frechet_distance']:.3f} | - | {world['codec_flicker']:.4f} | |",
+        f"| {100 * world['codec_alignment']:.1f} % | {world['codec_frechet_distance']:.3f} | - "
+        f"| {world['codec_flicker']:.4f} | |",
         "",
         "Alignment is the share of captioned attributes that the classifier finds right; the last two rows, the very "
         "scenes that the captions were written for, are what it and the codec allow at most. The Frechet distance is "
         f"to {NUM_WORLD_VIDEOS} held-out world videos, in the classifier's 48 features; with so few videos it is biased "
-        "upwards, equally for every row. Published figures are of WAN 2.1 (25 steps: 14B) and of other prompts: they "
-        "say where to expect the figures, not what they should equal. SLL, SSL and Euler have no published figure.",
+        "upwards, equally for every row. Published figures are of WAN 2.1 (25 steps: 14B) and of other prompts: "
+        "they say where to expect the figures, not what they should equal. SLL, SSL and Euler have no published figure.",
         "",
         "## What was aimed for",
         "",

@@ -98,7 +98,8 @@ def to_markdown(card: dict[str, Any]) -> str:
         "",
         f"Trained on {card['machine']}, torch {card['torch']}. The data is made by `reference/world.py`: 9 frames "
         f"of 64x64, two or three of {len(SHAPES)} shapes over one of four backgrounds. The denoisers saw "
-        f"{card['num_encoded_videos']} videos, encoded once, with four captions each; everything else saw fresh videos at every step.",
+        f"{card['num_encoded_videos']} videos, encoded once, with four captions each; everything else saw "
+        "fresh videos at every step.",
         "",
         "| stage | steps | minutes | loss at the end | what |",
         "|---|---|---|---|---|",

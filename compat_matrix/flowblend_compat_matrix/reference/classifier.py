@@ -55,7 +55,7 @@ class AttributeClassifier(nn.Module):
         self.present = nn.Linear(FEATURE_DIM, len(SHAPES))
 
     def forward(self, videos: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits from ``[B, 3, F, H, W]`` in 0..1: ``present`` [B, 5], ``colour``... [B, 5, values], ``kind`` [B, 4]."""
+        """Logits from ``[B, 3, F, H, W]`` in 0..1: ``present`` [B, 5], ``colour``... [B, 5, values], ``kind``."""
         hidden = self.trunk(videos * 2.0 - 1.0)
         flat = hidden.flatten(2)
         weights = self.attention(hidden).flatten(2).softmax(dim=-1)
