@@ -6,43 +6,49 @@ import hashlib
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 
 def snapshot(pipe: Any, *further: nn.Module) -> dict[str, Any]:
-    """Classes, components, config, scheduler, hooks, attributes and every tensor of a pipeline.
+    """Classes, components, config, scheduler, hooks, attributes and every tensor of a pipeline, by their names.
 
     Args:
         pipe: a diffusers pipeline.
         further: denoisers that are (or were) blended into it.
     """
-    modules = {n: c for n, c in pipe.components.items() if isinstance(c, nn.Module)}
-    modules |= {f"further {i}": m for i, m in enumerate(further)}
-    return {
+    state: dict[str, Any] = {
         "class": type(pipe),
-        "class attributes": dict(vars(type(pipe))),
+        "class attributes": sorted(vars(type(pipe))),
+        "call": type(pipe).__call__,
         "attributes": sorted(pipe.__dict__),
-        "components": {name: id(component) for name, component in pipe.components.items()},
         "config": dict(pipe.config),
         "scheduler": (id(pipe.scheduler), type(pipe.scheduler), dict(pipe.scheduler.config)),
-        "modules": {name: _module_state(module) for name, module in modules.items()},
     }
+    modules = {f"further[{i}]": m for i, m in enumerate(further)}
+    for name, component in pipe.components.items():
+        state[f"component {name}"] = id(component)
+        if isinstance(component, nn.Module):
+            modules[name] = component
+    for root, module in modules.items():
+        state[f"{root}: class attributes"] = sorted(vars(type(module)))
+        for name, submodule in module.named_modules():
+            state |= {f"{root}.{name}: {what}": value for what, value in _module_state(submodule).items()}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)
+    return state
 
 
-def _module_state(root: nn.Module) -> dict[str, Any]:
-    return {
-        "root": (id(root), type(root), dict(vars(type(root)))),
-        "submodules": {name: _submodule_state(module) for name, module in root.named_modules()},
-        "tensors": {n: _tensor_state(t) for n, t in (*root.named_parameters(), *root.named_buffers())},
-        "config": dict(root.config) if hasattr(root, "config") else None,
-    }
-
-
-def _submodule_state(module: nn.Module) -> tuple[Any, ...]:
+def _module_state(module: nn.Module) -> dict[str, Any]:
     registry = module.__dict__.get("_diffusers_hook")
-    hooks = None if registry is None else {name: type(hook) for name, hook in registry.hooks.items()}
-    torch_hooks = [len(v) for k, v in sorted(module.__dict__.items()) if k.endswith("_hooks")]
-    return id(module), type(module), sorted(module.__dict__), hooks, torch_hooks, module.training
+    return {
+        "class": (id(module), type(module)),
+        "attributes": sorted(module.__dict__),
+        "diffusers hooks": None if registry is None else {name: type(hook) for name, hook in registry.hooks.items()},
+        "torch hooks": {name: len(hooks) for name, hooks in module.__dict__.items() if name.endswith("_hooks")},
+        "training": module.training,
+        "config": dict(module.config) if isinstance(module, ConfigMixin) else None,
+    }
 
 
 def _tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ EVERYWHERE = [
 def letters_of(blend: fb.Blend) -> str:
     """The denoiser of each step of the last generation, from its trace."""
     assert blend.trace.last is not None
-    return "".join(dict((call.step.step_index, call.step.denoiser) for call in blend.trace.last.calls).values())
+    return "".join({call.step.step_index: call.step.denoiser for call in blend.trace.last.calls}.values())
 
 
 @pytest.mark.parametrize(("family", "scheduler"), EVERYWHERE)
@@ -96,8 +96,8 @@ def test_lsl_on_wan_is_a_loop_by_hand(scheduler: str, guidance_scale: float) -> 
         assert torch.equal(family.run(pipe, guidance_scale=guidance_scale), expected)
 
 
-@pytest.mark.parametrize("scheduler", ["euler", "unipc"])
-def test_lsl_on_ltx_is_a_loop_by_hand(scheduler: str) -> None:
+@pytest.mark.parametrize("scheduler", [None, "euler", "unipc"])
+def test_lsl_on_ltx_is_a_loop_by_hand(scheduler: str | None) -> None:
     family = FAMILIES["ltx"]
     pipe, small = family.pipe(scheduler), family.make_small()
     denoisers = {"L": pipe.transformer, "S": small}
