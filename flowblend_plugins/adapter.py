@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from .trace import Trace
 from .traits import AdapterTraits
 
 
@@ -20,11 +21,14 @@ class AttachTarget:
     Attributes:
         pipeline: the diffusers pipeline.
         denoisers: letter to denoiser, ``{"L": large, "S": small}`` and any further ones.
+        trace: ``trace.step`` is where the denoiser call in progress stands (``None`` for a call that is not routed),
+            and ``trace.report_outcome("reuse")`` says that it was not computed.
         reentry: ``"recompute"`` or ``"keep"``: what becomes of cached state when a denoiser returns.
     """
 
     pipeline: Any
     denoisers: Mapping[str, nn.Module]
+    trace: Trace
     reentry: str = "recompute"
 
 

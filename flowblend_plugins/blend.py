@@ -97,7 +97,7 @@ class Blend:
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
         others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
-        target = AttachTarget(pipe, self.denoisers, reentry)
+        target = AttachTarget(pipe, self.denoisers, self.trace, reentry)
         router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
         enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
         self._router, self._slot, self._hosts = router, slot, hosts

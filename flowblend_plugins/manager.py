@@ -7,6 +7,7 @@ import difflib
 import importlib.metadata
 import inspect
 import os
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -242,6 +243,10 @@ def _adapter_problem(adapter: Any) -> str | None:
         return "its name is no Python identifier"
     if not isinstance(getattr(adapter, "traits", None), AdapterTraits):
         return "its traits are no AdapterTraits"
+    try:
+        typing.get_type_hints(adapter)
+    except Exception as error:
+        return f"the types of its options cannot be read ({_cause(error)}); import them outside TYPE_CHECKING"
     if inspect.isabstract(adapter):
         return f"it does not implement {', '.join(sorted(adapter.__abstractmethods__))}"
     return None

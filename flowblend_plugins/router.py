@@ -152,7 +152,7 @@ class ModelRouter:
                 timestep = args[1]
             decision = self._decide(None, None, timestep)
         step, denoiser, call = decision
-        started = self.trace.start()
+        started = self.trace.start(step)
         output = call(denoiser, *args, **kwargs)
         record = self.trace.record(step, started, args, kwargs)
         if self._called is not None:

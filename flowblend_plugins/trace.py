@@ -40,7 +40,10 @@ class Generation:
 
 
 class Trace:
-    """Records of every generation since FlowBlending was enabled; :attr:`last` is the one most people want."""
+    """Records of every generation since FlowBlending was enabled; :attr:`last` is the one most people want.
+
+    :attr:`step` is where the denoiser call in progress stands, ``None`` between calls.
+    """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], schedule: StageSchedule) -> None:
         self.denoisers = dict(denoisers)
@@ -48,6 +51,7 @@ class Trace:
         self.generations: list[Generation] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
         self._outcome: Outcome = "compute"
+        self.step: StepContext | None = None
 
     @property
     def last(self) -> Generation | None:
@@ -64,8 +68,9 @@ class Trace:
         self._events = [] if on_cuda else None
         self._outcome = "compute"
 
-    def start(self) -> Any:
+    def start(self, step: StepContext) -> Any:
         """The moment a call starts: seconds on the host, or a CUDA event."""
+        self.step = step
         if self._events is None:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -85,6 +90,7 @@ class Trace:
             shapes = [(i, value.shape) for i, value in enumerate(args) if isinstance(value, torch.Tensor)] + shapes
         record = CallRecord(step, self._outcome, time_ms, tuple(shapes))
         self._outcome = "compute"
+        self.step = None
         self.generations[-1].calls.append(record)
         return record
 
@@ -94,6 +100,7 @@ class Trace:
     def end(self, error: BaseException | None) -> None:
         generation = self.generations[-1]
         generation.error = None if error is None else f"{type(error).__name__}: {error}"
+        self.step = None
         if self._events:
             torch.cuda.synchronize()
             times = [started.elapsed_time(finished) for started, finished in self._events]

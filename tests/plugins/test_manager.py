@@ -206,6 +206,11 @@ class _NoAttach(Adapter):
     traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.FEATURE_CACHING)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _UnreadableType(Idle):
+    threshold: NotImportedHere = 0.1  # type: ignore[name-defined]  # noqa: F821
+
+
 class _NoDataclass(Adapter):
     name = "no_dataclass"
     traits = AdapterTraits(family=Family.FEATURE_CACHING)
@@ -221,6 +226,7 @@ class _NoDataclass(Adapter):
         ("flowblend_register_adapters", [_BadName], "its name is no Python identifier"),
         ("flowblend_register_adapters", [_NoTraits], "its traits are no AdapterTraits"),
         ("flowblend_register_adapters", [_NoAttach], "it does not implement attach"),
+        ("flowblend_register_adapters", [_UnreadableType], "the types of its options cannot be read (NameError"),
         ("flowblend_register_adapters", [_NoDataclass], "it is no frozen dataclass"),
         ("flowblend_register_adapters", Idle, "flowblend_register_adapters returned"),
         ("flowblend_register_pairs", ["wan"], "registers 'wan' as a pair, expected a PairPreset"),
