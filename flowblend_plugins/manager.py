@@ -63,6 +63,9 @@ class FlowblendPluginManager(pluggy.PluginManager):
             PluginError: it implements a hook that does not exist, takes arguments that a hook does not have, or is
                 registered already.
         """
+        present = self.get_name(plugin)
+        if present is not None:
+            raise PluginError(f"{self.origins[present]} and {origin} are the same object. {origin.remedy}")
         self.origins[origin.name] = origin
         _check_hooks(plugin, origin, self)
         try:

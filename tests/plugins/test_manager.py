@@ -151,7 +151,8 @@ def test_a_hook_without_the_marker_would_never_be_called_and_is_refused() -> Non
 
 def test_one_object_twice() -> None:
     recorder = RecordingPlugin()
-    assert "RecordingPlugin_2" in refusal(recorder, recorder)
+    message = refusal(recorder, recorder)
+    assert "plugin 'RecordingPlugin' and plugin 'RecordingPlugin_2' are the same object" in message
 
 
 def test_two_objects_of_one_kind_are_two_plugins() -> None:
