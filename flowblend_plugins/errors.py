@@ -7,7 +7,9 @@
     ├── AdapterError           an adapter asked for by a wrong name or with wrong options
     ├── PluginError            a plugin that cannot be loaded, or breaks the contract
     ├── RoutingError           a pipeline or a call that cannot be routed rightly
-    └── ClockError             the position of a denoiser call in its generation cannot be known
+    ├── ClockError             the position of a denoiser call in its generation cannot be known
+    ├── UsageError             the command line asks for something that does not exist or contradicts itself
+    └── OutputError            a result cannot be written where it should go
 
 Each message says what was asked, what was found and what to do.
 """
@@ -43,3 +45,11 @@ class RoutingError(FlowBlendError, RuntimeError):
 
 class ClockError(FlowBlendError, RuntimeError):
     """Where a denoiser call stands in its generation cannot be known."""
+
+
+class UsageError(FlowBlendError, ValueError):
+    """The command line asks for something that does not exist or contradicts itself."""
+
+
+class OutputError(FlowBlendError, OSError):
+    """A result cannot be written where it should go."""

@@ -1,0 +1,170 @@
+"""The options that all commands share, and opening the pair they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import PairError, UsageError
+from ..manager import FlowblendPluginManager, pairs_by_name
+from ..presets import PairPreset
+from ..schedule import DEFAULT_EARLY, DEFAULT_LATE, NAMED_SCHEDULES, StageSchedule
+
+_SCHEDULE_HELP = (
+    f"Which denoiser answers when: a name ({', '.join(NAMED_SCHEDULES)}), runs of steps (L:20,S:20,L:10), or sigma "
+    "bounds (L>=0.9,S>=0.4,L)."
+)
+PairOption = Annotated[str, typer.Option("--pair", help="A registered pair by name; `flowblend plugins` lists them.")]
+LargeOption = Annotated[
+    str | None, typer.Option("--large", help="Pipeline with the large denoiser: hub id or folder. Overrides --pair's.")
+]
+SmallOption = Annotated[
+    str | None,
+    typer.Option("--small", help="Small denoiser: hub id or folder, of a pipeline or alone. Overrides --pair's."),
+]
+ScheduleOption = Annotated[str, typer.Option("--schedule", help=_SCHEDULE_HELP)]
+EarlyOption = Annotated[
+    float | None, typer.Option("--early", help="Early stage, as a fraction of the steps.  [default: the pair's]")
+]
+LateOption = Annotated[
+    float | None, typer.Option("--late", help="Late stage, as a fraction of the steps.  [default: the pair's]")
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help='An acceleration to stack, as "name(option=value)"; may be repeated.'),
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Number of inference steps.  [default: the pair's]")
+]
+GuidanceScaleOption = Annotated[
+    float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance.  [default: the pair's]")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the initial noise.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show.  [default: an example of the pair]")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@dataclass(frozen=True)
+class OpenedPair:
+    """A pair that a command works on.
+
+    Attributes:
+        name: the pair's name, or the folders or hub ids it was opened from.
+        preset: its registered data; ``None`` where ``--large`` replaced it.
+        pipeline: the loaded diffusers pipeline with the large denoiser.
+        small: where the small denoiser is kept.
+        call_defaults: keyword arguments for the pipeline call.
+        example_prompts: prompts the pair is known to understand.
+    """
+
+    name: str
+    preset: PairPreset | None
+    pipeline: Any
+    small: str | Path | None
+    call_defaults: Mapping[str, Any]
+    example_prompts: tuple[str, ...]
+
+
+def read_schedule(
+    text: str, early: float | None, late: float | None, preset: PairPreset | None = None
+) -> StageSchedule:
+    """The stage schedule that the options name; boundaries not given are the pair's.
+
+    Raises:
+        ScheduleError: the text cannot be read, or the fractions are wrong.
+    """
+    schedule = StageSchedule.parse(text, early, late)
+    if schedule.runs[0].fraction is None:
+        return schedule
+    return StageSchedule.named(
+        schedule.text,
+        early if early is not None else preset.early if preset else DEFAULT_EARLY,
+        late if late is not None else preset.late if preset else DEFAULT_LATE,
+    )
+
+
+def find_preset(manager: FlowblendPluginManager, pair: str, large: str | None) -> PairPreset | None:
+    """The registered pair of that name; ``None`` where ``--large`` takes its place.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if large is not None:
+        return None
+    known = pairs_by_name(manager)
+    if pair not in known:
+        raise UsageError(
+            f"--pair {pair!r}: there is no such pair. Known: {', '.join(sorted(known)) or 'none'}. For your own, give "
+            "--large and --small."
+        )
+    return known[pair]
+
+
+def open_pair(manager: FlowblendPluginManager, pair: str, large: str | None, small: str | None) -> OpenedPair:
+    """Load the pipeline of a registered pair, or of ``--large``; the small denoiser is loaded by ``enable()``.
+
+    Raises:
+        UsageError: no such pair.
+        PairError: what the pair names is no diffusers pipeline with safetensors weights.
+    """
+    preset = find_preset(manager, pair, large)
+    source = preset.large if preset else str(large)
+    small_source = small if small is not None else preset.small if preset else None
+    return OpenedPair(
+        name=preset.name if preset and small is None else f"{source} + {small_source}",
+        preset=preset,
+        pipeline=load_pipeline(source),
+        small=small_source,
+        call_defaults=dict(preset.call_defaults) if preset else {},
+        example_prompts=preset.example_prompts if preset else (),
+    )
+
+
+def load_pipeline(source: str | Path) -> Any:
+    """A diffusers pipeline from a folder or a hub id, on CUDA in bfloat16 if there is one, else on the CPU in float32.
+
+    Raises:
+        PairError: it is not there, is no pipeline, or its weights are not safetensors.
+    """
+    import torch
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    folder = Path(source).expanduser()
+    is_local = folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
+    if is_local and not (folder / "model_index.json").is_file():
+        found = "it does not exist" if not folder.exists() else "it has no model_index.json"
+        raise PairError(
+            f"{source} is no diffusers pipeline: {found}. Give the folder that save_pretrained() wrote, or a hub id "
+            'such as "Wan-AI/Wan2.1-T2V-14B-Diffusers".'
+        )
+    if is_local:
+        _refuse_pickle(folder)
+    on_cuda = torch.cuda.is_available()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder if is_local else str(source),
+            torch_dtype=torch.bfloat16 if on_cuda else torch.float32,
+            use_safetensors=True,
+            local_files_only=is_local,
+        )
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        cause = " ".join(str(error).split())
+        remedy = "" if is_local else " Is the id right, and is there a network?"
+        raise PairError(f"{source} cannot be loaded as a diffusers pipeline: {cause[:300]}.{remedy}") from error
+    return pipeline.to("cuda") if on_cuda else pipeline
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """Pickle executes what it holds, so a component that has nothing else is refused before anything is read."""
+    for component in sorted(p for p in folder.iterdir() if p.is_dir()):
+        pickled = [p.name for p in component.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+        if pickled and not any(component.glob("*.safetensors")):
+            raise PairError(
+                f"{component} has its weights in pickle files only ({', '.join(pickled[:3])}), which can run any code "
+                "when loaded. Convert them where you trust them: save_pretrained(folder) writes safetensors."
+            )
