@@ -1,0 +1,66 @@
+"""The ``flowblend`` command. Its commands come from plugins, our own included, through ``flowblend_register_commands``.
+
+Exit codes: 0 done; 1 something found or made on the way is wrong; 2 the command line itself is; 130 interrupted.
+Set ``FLOWBLEND_TRACEBACK=1`` to see where an error was raised.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import AdapterError, FlowBlendError, ScheduleError, StackError, UsageError
+
+_USAGE_ERRORS = (UsageError, ScheduleError, AdapterError, StackError)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; errors are one line on standard error."""
+    import typer
+
+    from ..manager import make_plugin_manager
+    from .app import make_app
+
+    try:
+        app = make_app(make_plugin_manager())
+        result = app(list(arguments), prog_name="flowblend", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; nothing half-written was left behind.")
+        return 130
+    except typer.Exit as leave:
+        return leave.exit_code
+    except FlowBlendError as error:
+        _raise_if_asked()
+        _say(str(error))
+        return 2 if isinstance(error, _USAGE_ERRORS) else 1
+    except MemoryError:
+        _raise_if_asked()
+        _say("out of memory. Use fewer frames, a smaller size or fewer prompts.")
+        return 1
+    except Exception as error:
+        _raise_if_asked()
+        if hasattr(error, "format_message"):  # typer's own: a wrong option or value
+            _say(f"{error.format_message().rstrip('.')}. Try `flowblend --help`.")  # type: ignore[attr-defined]
+            return 2
+        _say(f"{type(error).__name__}: {error}. This is unexpected; FLOWBLEND_TRACEBACK=1 shows where it was raised.")
+        return 1
+
+
+def _say(message: str) -> None:
+    print(f"flowblend: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _raise_if_asked() -> None:
+    if os.environ.get("FLOWBLEND_TRACEBACK"):
+        raise

@@ -1,0 +1,5 @@
+"""``python -m flowblend_plugins.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,40 @@
+"""The command line as typer sees it: an empty app that plugins fill."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..manager import FlowblendPluginManager
+
+_ABOUT = """FlowBlending for diffusers video pipelines: a large and a small denoiser share one trajectory.
+
+Begin with `flowblend doctor`, then `flowblend run --out out/first`.
+"""
+
+
+def make_app(manager: FlowblendPluginManager) -> typer.Typer:
+    """The app with every command that the manager's plugins contribute; they find the manager in ``ctx.obj``."""
+    app = typer.Typer(
+        help=_ABOUT,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def common(
+        ctx: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            from .. import __version__
+
+            typer.echo(f"flowblend-plugins {__version__}")
+            raise typer.Exit
+        ctx.obj = manager
+
+    manager.hook.flowblend_register_commands(app=app)
+    return app
