@@ -286,7 +286,7 @@ def _skyreels_denoiser(seed: int, heads: int, layers: int) -> Any:
     )  # fmt: skip
 
 
-def _skyreels(pipeline_class: Any = SkyReelsV2Pipeline) -> Any:
+def skyreels(pipeline_class: Any = SkyReelsV2Pipeline) -> Any:
     plain = tiny_wan_pipeline()
     return pipeline_class(
         tokenizer=None, text_encoder=None, transformer=_skyreels_denoiser(0, 2, 2), vae=plain.vae,
@@ -360,7 +360,7 @@ FAMILIES = {
 }
 
 SKYREELS = Family(
-    "skyreels-v2", _skyreels, lambda: _skyreels_denoiser(1, 1, 1), lambda b: text(b, 16) | SIZE, ("unipc",)
+    "skyreels-v2", skyreels, lambda: _skyreels_denoiser(1, 1, 1), lambda b: text(b, 16) | SIZE, ("unipc",)
 )
 STABLE_DIFFUSION = Family(
     "stable-diffusion",

@@ -10,12 +10,13 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 
-def snapshot(pipe: Any, *further: nn.Module) -> dict[str, Any]:
+def snapshot(pipe: Any, *further: nn.Module, addresses: bool = True) -> dict[str, Any]:
     """Classes, components, config, scheduler, hooks, attributes and every tensor of a pipeline, by their names.
 
     Args:
         pipe: a diffusers pipeline.
         further: denoisers that are (or were) blended into it.
+        addresses: whether a tensor's place in memory counts; offloading moves tensors in every generation.
     """
     state: dict[str, Any] = {
         "class": type(pipe),
@@ -35,7 +36,7 @@ def snapshot(pipe: Any, *further: nn.Module) -> dict[str, Any]:
         for name, submodule in module.named_modules():
             state |= {f"{root}.{name}: {what}": value for what, value in _module_state(submodule).items()}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)
+            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)[0 if addresses else 1 :]
     return state
 
 
@@ -54,4 +55,4 @@ def _module_state(module: nn.Module) -> dict[str, Any]:
 def _tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:
     data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1)
     digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()
-    return id(tensor), tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, digest
+    return tensor.data_ptr(), id(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, digest
