@@ -131,9 +131,17 @@ def _tensor_differences(pipe: Any, large: nn.Module, candidate: Any) -> Iterable
 
 def _compute_device(pipe: Any, large: Any) -> torch.device | None:
     """Where a further denoiser must stand to be called; ``None`` where model offloading will take care of it."""
+    from diffusers.hooks.group_offloading import _get_group_onload_device, _is_group_offload_enabled
+
     if getattr(pipe, "_all_hooks", None):
         return None
-    return pipe._execution_device if _is_offloaded(large) else getattr(large, "device", None)
+    if _is_group_offload_enabled(large):
+        return _get_group_onload_device(large)
+    for module in large.modules():  # sequential offloading leaves the weights themselves on the meta device
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return getattr(large, "device", None)
 
 
 def _is_offloaded(module: nn.Module) -> bool:

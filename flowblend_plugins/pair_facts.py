@@ -124,7 +124,7 @@ DENOISER_FACTS = (
     ),
     Fact(
         "guidance embedding (guidance_embeds)",
-        presence("guidance_embeds", "guidance_embed", "use_guidance"),
+        presence("guidance_embeds"),
         "use two denoisers that are both distilled for guidance, or neither",
     ),
     Fact(

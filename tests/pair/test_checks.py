@@ -322,9 +322,26 @@ def test_cogvideox_2b_and_5b_share_no_latent_space_positions_or_noise_levels() -
         ("CosmosTransformer3DModel", "text_embed_dim", 1024, 4096, True),
         ("MochiTransformer3DModel", "attention_head_dim", 128, 64, False),
         ("CogVideoXTransformer3DModel", "attention_head_dim", 64, 32, True),
+        ("CogVideoXTransformer3DModel", "ofs_embed_dim", 512, None, True),
+        ("CogVideoXTransformer3DModel", "max_text_seq_length", 226, 224, True),
+        ("CogVideoXTransformer3DModel", "patch_size_t", 2, None, True),
+        ("WanVACETransformer3DModel", "vace_in_channels", 96, 48, True),
+        ("HunyuanVideoTransformer3DModel", "image_condition_type", "latent_concat", "token_replace", True),
+        ("HunyuanVideo15Transformer3DModel", "text_embed_2_dim", 1472, 1024, True),
+        ("HunyuanVideo15Transformer3DModel", "use_meanflow", True, False, True),
+        ("LTX2VideoTransformer3DModel", "audio_in_channels", 128, 64, True),
+        ("LTX2VideoTransformer3DModel", "vae_scale_factors", [8, 32, 32], [4, 16, 16], True),
+        ("Kandinsky5Transformer3DModel", "in_visual_dim", 16, 4, True),
+        ("Kandinsky5Transformer3DModel", "model_dim", 4096, 1792, False),
+        ("UNet2DConditionModel", "addition_embed_type", "text_time", None, True),
+        ("UNet2DConditionModel", "addition_time_embed_dim", 256, None, True),
+        ("UNet2DConditionModel", "projection_class_embeddings_input_dim", 2816, 2560, True),
+        ("UNet2DConditionModel", "class_embed_type", "timestep", None, True),
+        ("UNetSpatioTemporalConditionModel", "block_out_channels", [320, 640], [160, 320], False),
     ],
 )
 def test_one_key_of_a_denoiser(class_name: str, key: str, large: Any, small: Any, refused: bool) -> None:
+    assert key in described(class_name, {}), "a key that the class does not have would prove nothing"
     sides = [{"denoiser": described(class_name, {key: value})} for value in (large, small)]
     assert bool([*differences(sides[0], sides[1])]) is refused
 
@@ -338,6 +355,30 @@ def test_with_a_projection_in_front_the_inner_text_width_is_free() -> None:
     large = described("CosmosTransformer3DModel", projected | {"text_embed_dim": 1024})
     small = described("CosmosTransformer3DModel", projected | {"text_embed_dim": 512})
     assert not [*differences({"denoiser": large}, {"denoiser": small})]
+
+
+@pytest.mark.parametrize(
+    ("key", "small"),
+    [("beta_schedule", "linear"), ("beta_start", 0.0001), ("beta_end", 0.02), ("rescale_betas_zero_snr", True)],
+)
+def test_noise_schedules_differ_only_without_flow_matching(key: str, small: Any) -> None:
+    """There a timestep says how noisy the latents are only together with the betas; under flow matching it is sigma."""
+    betas = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "rescale_betas_zero_snr": False,
+    }
+    for prediction, refused in (("epsilon", True), ("flow_prediction", False)):
+        large = {"class": "DPMSolverMultistepScheduler", "prediction_type": prediction} | betas
+        found = [*differences({"scheduler": large}, {"scheduler": large | {key: small}})]
+        assert [d.meaning for d in found] == [f"noise schedule ({key})"] * refused
+
+
+def test_vae_shift_factor() -> None:
+    large = {"class": "AutoencoderKL", "scaling_factor": 1.5305, "shift_factor": 0.0609}
+    found = [*differences({"vae": large}, {"vae": large | {"shift_factor": 0.1159}})]
+    assert [(d.meaning, d.large, d.small) for d in found] == [("VAE shift_factor", "0.0609", "0.1159")]
 
 
 def test_statistics_rounded_to_half_precision_are_the_same() -> None:

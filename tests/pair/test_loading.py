@@ -123,6 +123,19 @@ def test_beside_a_group_offloaded_large_denoiser_it_computes_on_the_same_device(
         assert torch.equal(offloaded, testing.generate(fresh, num_inference_steps=5))
 
 
+def test_beside_a_sequentially_offloaded_large_denoiser_it_computes_on_the_same_device(saved: Path) -> None:
+    from accelerate import cpu_offload
+
+    pipe = testing.tiny_wan_pipeline()
+    with fb.enable(pipe, small=saved / "denoiser", schedule="LSL"):
+        expected = testing.generate(pipe, num_inference_steps=5)
+    for component in (pipe.vae, pipe.transformer):  # what enable_sequential_cpu_offload() does, with CPU as accelerator
+        cpu_offload(component, torch.device("cpu"), offload_buffers=True)
+    assert pipe.transformer.device.type == "meta"
+    with fb.enable(pipe, small=saved / "denoiser", schedule="LSL"):
+        assert torch.equal(expected, testing.generate(pipe, num_inference_steps=5))
+
+
 def test_a_half_precision_variant_is_found(pipe: Any, tmp_path: Path) -> None:
     small = testing.tiny_wan_denoiser(seed=4).to(torch.float16)
     small.save_pretrained(tmp_path / "fp16", variant="fp16")
