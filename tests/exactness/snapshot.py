@@ -36,7 +36,7 @@ def snapshot(pipe: Any, *further: nn.Module, addresses: bool = True) -> dict[str
         for name, submodule in module.named_modules():
             state |= {f"{root}.{name}: {what}": value for what, value in _module_state(submodule).items()}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)[0 if addresses else 1 :]
+            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)[0 if addresses else 2 :]
     return state
 
 
