@@ -1,0 +1,1 @@
+"""Measurements from which stage boundaries are chosen."""
