@@ -8,6 +8,7 @@
     ├── PluginError            a plugin that cannot be loaded, or breaks the contract
     ├── RoutingError           a pipeline or a call that cannot be routed rightly
     ├── ClockError             the position of a denoiser call in its generation cannot be known
+    ├── FlopCountError         what a generation cost cannot be counted
     ├── UsageError             the command line asks for something that does not exist or contradicts itself
     └── OutputError            a result cannot be written where it should go
 
@@ -45,6 +46,10 @@ class RoutingError(FlowBlendError, RuntimeError):
 
 class ClockError(FlowBlendError, RuntimeError):
     """Where a denoiser call stands in its generation cannot be known."""
+
+
+class FlopCountError(FlowBlendError, RuntimeError):
+    """The FLOPs of a generation cannot be counted."""
 
 
 class UsageError(FlowBlendError, ValueError):

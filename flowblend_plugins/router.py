@@ -93,7 +93,7 @@ class ModelRouter:
         self._start_pass()
         error: BaseException | None = None
         try:
-            self.trace.begin(on_cuda=any(p.is_cuda for host in self._hosts for p in host.parameters()))
+            self.trace.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
             self._generation_index = len(self.trace.generations) - 1
             self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
             called = self._hooks.flowblend_denoiser_called
