@@ -57,7 +57,7 @@ class StoredDenoiser:
             PairError: its weights are missing, incomplete, damaged or pickled.
         """
         local = self.folder / self.subfolder
-        options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
+        options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
         if self.hub_id is None:
             options |= {"local_files_only": True, "variant": _find_weights(self.source, local)}
             where = str(local)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..errors import AdapterError, FlowBlendError, ScheduleError, StackError, UsageError
 
+_INTERRUPTED = 130
 _USAGE_ERRORS = (UsageError, ScheduleError, AdapterError, StackError)
 
 
@@ -36,10 +37,9 @@ def run(arguments: Sequence[str]) -> int:
         result = app(list(arguments), prog_name="flowblend", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; nothing half-written was left behind.")
-        return 130
-    except typer.Exit as leave:
-        return leave.exit_code
+        return _interrupted()
+    except typer.Exit as leave:  # how typer reports Ctrl-C inside a command, too
+        return _interrupted() if leave.exit_code == _INTERRUPTED else leave.exit_code
     except FlowBlendError as error:
         _raise_if_asked()
         _say(str(error))
@@ -55,6 +55,11 @@ def run(arguments: Sequence[str]) -> int:
             return 2
         _say(f"{type(error).__name__}: {error}. This is unexpected; FLOWBLEND_TRACEBACK=1 shows where it was raised.")
         return 1
+
+
+def _interrupted() -> int:
+    _say("interrupted; nothing half-written was left behind.")
+    return _INTERRUPTED
 
 
 def _say(message: str) -> None:

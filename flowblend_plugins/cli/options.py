@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +29,23 @@ SmallOption = Annotated[
 ]
 ScheduleOption = Annotated[str, typer.Option("--schedule", help=_SCHEDULE_HELP)]
 EarlyOption = Annotated[
-    float | None, typer.Option("--early", help="Early stage, as a fraction of the steps.  [default: the pair's]")
+    float | None, typer.Option("--early", help="Early stage, as a fraction of the steps. (default: the pair's)")
 ]
 LateOption = Annotated[
-    float | None, typer.Option("--late", help="Late stage, as a fraction of the steps.  [default: the pair's]")
+    float | None, typer.Option("--late", help="Late stage, as a fraction of the steps. (default: the pair's)")
 ]
 AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", help='An acceleration to stack, as "name(option=value)"; may be repeated.'),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Number of inference steps.  [default: the pair's]")
+    int | None, typer.Option("--steps", min=1, help="Number of inference steps. (default: the pair's)")
 ]
 GuidanceScaleOption = Annotated[
-    float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance.  [default: the pair's]")
+    float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance. (default: the pair's)")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the initial noise.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show.  [default: an example of the pair]")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show. (default: an example of the pair)")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -144,11 +145,13 @@ def load_pipeline(source: str | Path) -> Any:
         )
     if is_local:
         _refuse_pickle(folder)
+    if not sys.stderr.isatty():
+        hide_progress_bars()
     on_cuda = torch.cuda.is_available()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder if is_local else str(source),
-            torch_dtype=torch.bfloat16 if on_cuda else torch.float32,
+            dtype=torch.bfloat16 if on_cuda else torch.float32,
             use_safetensors=True,
             local_files_only=is_local,
         )
@@ -157,6 +160,15 @@ def load_pipeline(source: str | Path) -> Any:
         remedy = "" if is_local else " Is the id right, and is there a network?"
         raise PairError(f"{source} cannot be loaded as a diffusers pipeline: {cause[:300]}.{remedy}") from error
     return pipeline.to("cuda") if on_cuda else pipeline
+
+
+def hide_progress_bars() -> None:
+    """Keep the libraries' loading bars out of logs and pipes."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _refuse_pickle(folder: Path) -> None:

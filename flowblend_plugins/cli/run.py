@@ -14,9 +14,12 @@ import typer
 
 from ..blend import Blend, enable
 from ..errors import FlowBlendError, UsageError
+from ..manager import make_adapters
 from ..markers import hookimpl
+from ..router import REENTRY_POLICIES
 from ..schedule import StageSchedule
 from ..step import StepContext
+from ..video import write_mp4
 from .options import (
     AdapterOption,
     EarlyOption,
@@ -55,9 +58,9 @@ def run(
     seed: SeedOption = 0,
     prompt: PromptOption = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")] = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="[default: the pair's]")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels (default: the pair's)")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels (default: the pair's)")] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames (default: the pair's).")] = None,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 8.0,
     reentry: Annotated[
         str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
@@ -79,16 +82,17 @@ def run(
     manager = ctx.obj
     preset = find_preset(manager, pair, large)
     stages = read_schedule(schedule, early, late, preset)
+    adapters = make_adapters(manager, adapter or ())
+    if reentry not in REENTRY_POLICIES:
+        raise UsageError(f"--reentry {reentry!r}: expected {' or '.join(REENTRY_POLICIES)}.")
     known_steps = steps or (preset.call_defaults.get("num_inference_steps") if preset else None) or _DEFAULT_STEPS
-    if not adapter and not stages.needs_sigmas:
+    if not adapters and not stages.needs_sigmas:
         stages.assignments(known_steps)  # a misfit is told before anything is loaded
     prepare_output_folder(out)
 
     opened = open_pair(manager, pair, large, small)
     progress = _Progress(quiet=as_json)
-    with enable(
-        opened.pipeline, opened.small, stages, adapters=adapter or (), reentry=reentry, plugins=[progress]
-    ) as blend:
+    with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, plugins=[progress]) as blend:
         asked = {
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
@@ -106,8 +110,6 @@ def run(
             return
         result = _generate(opened.pipeline, arguments, seed, progress)
         video = out / "video.mp4"
-        from ..video import write_mp4
-
         write_mp4(result.frames[0], video, fps)
         record = {
             "video": str(video),

@@ -1,0 +1,98 @@
+"""``flowblend run`` on a pair that was really saved: the video, the record, the plan, interruption."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from flowblend_plugins.errors import OutputError
+from flowblend_plugins.video import write_mp4
+
+
+def test_run_writes_a_video_that_plays(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:
+    result = flowblend(*small_run)
+    assert result.code == 0, result.err
+    assert "L 1-2, S 3-4, L 5" in result.out
+    with av.open(str(tmp_path / "out" / "video.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(256, 256, 3)] * 9
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.json", "video.mp4"]
+
+
+def test_json_says_what_ran(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:
+    result = flowblend(*small_run, "--schedule", "L:2,S:2,L:1", "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert record["steps"] == "L 1-2, S 3-4, L 5"
+    assert record == json.loads((tmp_path / "out" / "run.json").read_text())
+
+
+def test_the_same_seed_gives_the_same_video(
+    flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
+) -> None:
+    files = []
+    for seed in ("3", "3", "4"):
+        assert flowblend(*small_run, "--seed", seed).code == 0
+        files.append((tmp_path / "out" / "video.mp4").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_an_adapter_sets_the_steps(flowblend: Callable[..., Any], small_run: list[str]) -> None:
+    without_steps = [a for a in small_run if a not in ("--steps", "5")]
+    result = flowblend(*without_steps, "--adapter", "flow_euler(num_inference_steps=10)", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["steps"] == "L 1-4, S 5-8, L 9-10"
+
+
+def test_plan_says_who_would_answer_and_makes_nothing(
+    flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
+) -> None:
+    result = flowblend(*small_run, "--steps", "50", "--plan")
+    assert result.code == 0
+    assert result.out.strip() == "LSL: L 1-20, S 21-40, L 41-50"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_interruption_leaves_nothing_half_written(small_run: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowblend_plugins.cli", *small_run, "--steps", "100000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "LSL" in process.stdout.readline()  # the plan is printed just before the first step
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1].startswith("flowblend: interrupted")
+    assert "Traceback" not in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_small_videos_are_enlarged_without_smoothing(tmp_path: Path) -> None:
+    video = np.zeros((3, 10, 14, 3), np.float32)
+    video[:, :, 7:] = 1.0
+    write_mp4(video, tmp_path / "v.mp4", fps=4)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(260, 364, 3)] * 3
+    assert frames[1][:, :178].max() < 40
+    assert frames[1][:, 186:].min() > 215
+
+
+def test_what_is_no_video_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"shape \(3, 10, 14\)"):
+        write_mp4(np.zeros((3, 10, 14)), tmp_path / "v.mp4")
+    assert list(tmp_path.iterdir()) == []
