@@ -35,11 +35,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app = make_app(make_plugin_manager())
         result = app(list(arguments), prog_name="flowblend", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0  # of a typer.Exit; typer turns Ctrl-C into one, too
+        return _interrupted() if code == _INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except typer.Exit as leave:  # how typer reports Ctrl-C inside a command, too
-        return _interrupted() if leave.exit_code == _INTERRUPTED else leave.exit_code
     except FlowBlendError as error:
         _raise_if_asked()
         _say(str(error))
@@ -51,7 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         _raise_if_asked()
         if hasattr(error, "format_message"):  # typer's own: a wrong option or value
-            _say(f"{error.format_message().rstrip('.')}. Try `flowblend --help`.")  # type: ignore[attr-defined]
+            message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+            if message:  # none where the help was printed instead
+                _say(f"{message}. Try `flowblend --help`.")
             return 2
         _say(f"{type(error).__name__}: {error}. This is unexpected; FLOWBLEND_TRACEBACK=1 shows where it was raised.")
         return 1

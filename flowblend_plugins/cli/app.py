@@ -27,14 +27,19 @@ def make_app(manager: FlowblendPluginManager) -> typer.Typer:
     @app.callback()
     def common(
         ctx: typer.Context,
-        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        ] = False,
     ) -> None:
-        if version:
-            from .. import __version__
-
-            typer.echo(f"flowblend-plugins {__version__}")
-            raise typer.Exit
         ctx.obj = manager
 
     manager.hook.flowblend_register_commands(app=app)
     return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"flowblend-plugins {__version__}")
+        raise typer.Exit
