@@ -110,14 +110,14 @@ class StageSchedule:
                 f"schedule {text!r} has explicit boundaries, so early= and late= have no meaning. Leave them out."
             )
         parts = compact.split(",")
-        if all(re.fullmatch(r"[A-Z]:\d+", part) for part in parts):
+        if all(re.fullmatch(r"[A-Z]:[0-9]+", part) for part in parts):
             counts = [(part[0], int(part[2:])) for part in parts]
             if any(count == 0 for _, count in counts):
                 raise ScheduleError(f"schedule {text!r}: a run of 0 steps. Give every run at least one step.")
             stages = _stages(len(counts))
             runs = tuple(Run(a, s, num_steps=n) for (a, n), s in zip(counts, stages, strict=True))
             return cls(compact, runs)
-        number = r"(?:\d+\.?\d*|\.\d+)"
+        number = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?"
         if re.fullmatch(r"[A-Z]", parts[-1]) and all(re.fullmatch(rf"[A-Z]>={number}", p) for p in parts[:-1]):
             letters = "".join(part[0] for part in parts)
             return cls.by_sigma(letters, [float(part[3:]) for part in parts[:-1]])
@@ -135,6 +135,8 @@ class StageSchedule:
                 f"sigma schedule {letters!r} with boundaries {list(boundary_sigmas)}: expected capital letters and "
                 "one boundary between each two of them."
             )
+        if not all(math.isfinite(b) for b in boundary_sigmas):
+            raise ScheduleError(f"sigma boundaries {list(boundary_sigmas)}: expected finite numbers.")
         if any(a <= b for a, b in itertools.pairwise(boundary_sigmas)):
             raise ScheduleError(
                 f"sigma boundaries {list(boundary_sigmas)} must fall: sampling goes from high sigma to low."
@@ -142,7 +144,7 @@ class StageSchedule:
         bounds = [*boundary_sigmas, None]
         stages = _stages(len(letters))
         runs = tuple(Run(a, s, min_sigma=b) for a, s, b in zip(letters, stages, bounds, strict=True))
-        text = ",".join(r.denoiser if r.min_sigma is None else f"{r.denoiser}>={r.min_sigma:g}" for r in runs)
+        text = ",".join(r.denoiser if r.min_sigma is None else f"{r.denoiser}>={float(r.min_sigma)!r}" for r in runs)
         return cls(text, runs)
 
     @property
