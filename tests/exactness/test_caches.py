@@ -62,17 +62,20 @@ def test_lll_is_the_cache_alone(family: Family, cache: str) -> None:
     assert torch.equal(family.run(pipe), alone)
 
 
-def test_lll_is_the_cache_alone_where_guidance_pauses() -> None:
-    def pause_guidance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe._guidance_scale = 1.0 if step in (1, 2) else 5.0
+@pytest.mark.parametrize("guided", [(0, 3, 4, 5), (2, 3, 4, 5)], ids=["guidance pauses", "guidance comes later"])
+def test_lll_is_the_cache_alone_where_a_branch_is_not_always_there(guided: tuple[int, ...]) -> None:
+    def guide(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 5.0 if step + 1 in guided else 1.0
         return tensors
 
     family = FAMILIES["wan"]
     pipe = cached_pipe(family, "first block")
-    alone = family.run(pipe, callback_on_step_end=pause_guidance)
-    assert not torch.equal(alone, family.run(pipe))
-    with fb.enable(pipe, family.make_small(), "LLL"):
-        assert torch.equal(family.run(pipe, callback_on_step_end=pause_guidance), alone)
+    call: dict[str, Any] = {"guidance_scale": 5.0 if 0 in guided else 1.0, "callback_on_step_end": guide}
+    alone = family.run(pipe, **call)
+    with fb.enable(pipe, family.make_small(), "LLL") as blend:
+        assert torch.equal(family.run(pipe, **call), alone)
+        assert blend.trace.last is not None
+        assert {c.step.step_index for c in blend.trace.last.calls if c.step.branch == "uncond"} == set(guided)
 
 
 @everywhere
