@@ -123,9 +123,9 @@ def to_markdown(card: dict[str, Any], rows: list[Row], checks: list[Check]) -> s
         "",
         "Alignment is the share of captioned attributes that the classifier finds right; the last two rows, the very "
         "scenes that the captions were written for, are what it and the codec allow at most. The Frechet distance is "
-        f"to {NUM_WORLD_VIDEOS} held-out world videos, in the classifier's 48 features; with so few videos it is biased "
-        "upwards, equally for every row. Published figures are of WAN 2.1 (25 steps: 14B) and of other prompts: "
-        "they say where to expect the figures, not what they should equal. SLL, SSL and Euler have no published figure.",
+        f"to {NUM_WORLD_VIDEOS} held-out world videos, in the classifier's 48 features; with so few videos it is "
+        "biased upwards, equally for every row. Published figures are of WAN 2.1 (25 steps: 14B) and of other prompts: "
+        "they say where to expect the figures, not what they should equal. SLL, SSL, Euler have no published figure.",
         "",
         "## What was aimed for",
         "",

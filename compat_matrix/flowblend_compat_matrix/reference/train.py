@@ -74,9 +74,16 @@ def settings_for(name: str, minutes: float) -> StageSettings:
         )
     if name == "classifier":
         return StageSettings(
-            minutes=minutes, learning_rate=2e-3, warmup_steps=50, decay_start=0.4, ema_half_life_steps=50
+            minutes=minutes,
+            learning_rate=2e-3,
+            matrix_learning_rate=0.02,
+            warmup_steps=50,
+            decay_start=0.4,
+            ema_half_life_steps=50,
         )
-    return StageSettings(minutes=minutes, learning_rate=1e-3, matrix_learning_rate=None, ema_half_life_steps=300)
+    return StageSettings(
+        minutes=minutes, learning_rate=1e-3, matrix_learning_rate=0.02, warmup_steps=100, ema_half_life_steps=300
+    )
 
 
 def _report_to(folder: Path, job: Job) -> Callable[[StageRecord, float], None]:
@@ -122,10 +129,10 @@ def _classifier(job: Job) -> tuple[torch.nn.Module, LossFunction]:
     def loss(step: int) -> torch.Tensor:
         videos, labels = classifier_batch((5, step), 24)
         videos, labels = videos.to(job.device), {name: label.to(job.device) for name, label in labels.items()}
-        if step % 4 == 3:  # as it will see generated videos: through the codec
+        if step % 4 == 3:  # a few as it will see generated videos: through the codec
             with torch.no_grad(), torch.autocast(job.device.type, torch.bfloat16):
-                decoded = codec.decode(codec.encode(videos * 2.0 - 1.0).latent_dist.mode(), return_dict=False)[0]
-            videos = decoded.float() * 0.5 + 0.5
+                decoded = codec.decode(codec.encode(videos[:8] * 2.0 - 1.0).latent_dist.mode(), return_dict=False)[0]
+            videos[:8] = decoded.float() * 0.5 + 0.5
         return classifier_loss(classifier, videos, labels)
 
     return classifier, loss
