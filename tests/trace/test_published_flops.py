@@ -6,7 +6,9 @@ and two for LTX. ``docs/flops.md`` explains the conventions.
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace import GenerationFlops, Trace
 
 TERA = 1e12
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "flops.md").read_text()
 
 
 @cache
@@ -198,3 +201,42 @@ def test_the_headline_is_the_share_that_is_left(ltx: Generations) -> None:
     savings = {round(100 * small_steps * (1 - ratio) / 40, 2) for small_steps in range(41)}
     assert 42.65 in savings
     assert 57.35 not in savings
+
+
+def page_rows(first_cells: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in re.findall(rf"^\| (?:{first_cells}).*\|$", PAGE, re.M)
+    ]
+
+
+def test_the_page_gives_the_forwards_as_counted() -> None:
+    rows = page_rows(r"WAN \d|LTX \d")
+    assert len(rows) == 4
+    for setting, _, small_linear, small_attention, large_linear, large_attention, ratio in rows:
+        family, size = setting.split(",")[0].split()
+        small, large = ("wan 1.3B", "wan 14B") if family == "WAN" else ("ltx 2B", "ltx 13B")
+        key = size if family == "WAN" else f"ltx {size}"
+        counted_small, counted_large = forward(small, key), forward(large, key)
+        assert [small_linear, small_attention, large_linear, large_attention] == [
+            f"{count / TERA:.1f}" for count in (*counted_small[:2], *counted_large[:2])
+        ]
+        assert ratio == f"{counted_small.total / counted_large.total:.3f}"
+
+
+def test_the_page_gives_the_totals_as_counted(wan: Generations, ltx: Generations) -> None:
+    rows = page_rows(r"(?:WAN|LTX) \|")
+    assert len(rows) == 9
+    for pair, letters, steps, published, linear, full in rows:
+        large_steps, small_steps = map(int, steps.split("+"))
+        runs = [f"{letter}:{count}" for letter, count in (("L", large_steps), ("S", small_steps)) if count]
+        schedule = StageSchedule.parse(",".join(runs))
+        counted = (wan if pair == "WAN" else ltx).flops(schedule, large_steps + small_steps)
+        assert (linear, full) == (f"{counted.linear / TERA:.1f}", f"{counted.full / TERA:.1f}"), (pair, letters)
+        assert counted.linear / TERA == pytest.approx(float(published), rel=1e-3)
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    exec(compile(example, "flops.md", "exec"), {})
+    assert "of large-only" in capsys.readouterr().out
