@@ -5,6 +5,7 @@ from .blend import Blend, enable
 from .errors import (
     AdapterError,
     ClockError,
+    FlopCountError,
     FlowBlendError,
     PairError,
     PluginError,
@@ -28,6 +29,7 @@ __all__ = [
     "AttachTarget",
     "Blend",
     "ClockError",
+    "FlopCountError",
     "FlowBlendError",
     "PairError",
     "PairPreset",
