@@ -1,0 +1,232 @@
+"""Cells measured on a tiny real pair: what a good one records, and that a bad one costs itself alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from flowblend_compat_matrix.bench import Bench
+from flowblend_compat_matrix.cells import CellSpec
+from flowblend_compat_matrix.metrics import psnr_db, ssim
+from flowblend_compat_matrix.runner import Baseline, MatrixRunner, Measured, num_baseline_generations, num_generations
+from flowblend_compat_matrix.verdicts import QualityBudget
+
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
+from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.traits import Family
+
+METRICS = {"psnr_db": psnr_db, "ssim": ssim}
+ANYTHING_GOES = QualityBudget(min_psnr_db=0.0, min_ssim=-1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Misbehaving(Adapter):
+    """An adapter that does what ``how`` says."""
+
+    name: ClassVar[str] = "misbehaving"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.FEATURE_CACHING)
+    how: str
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[None]:
+        large: Any = target.denoisers["L"]
+        if self.how == "raises":
+            raise ZeroDivisionError("of course")
+        if self.how == "needs a package":
+            raise ModuleNotFoundError("No module named 'accelerator'", name="accelerator")
+        if self.how == "leaves its hand in":
+            with torch.no_grad():
+                large.proj_out.bias += 1.0
+        hooks = []
+        if self.how in ("makes no number", "counts generations"):
+            hooks.append(large.register_forward_hook(self._spoil))
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def _spoil(self, module: Any, args: Any, output: Any) -> Any:
+        if self.how == "makes no number":
+            return (output[0] * float("nan"),)
+        module.times_called = getattr(module, "times_called", 0) + 1
+        return (output[0] * (1.0 + 0.01 * module.times_called),)
+
+
+class MisbehavingPlugin:
+    @hookimpl
+    def flowblend_register_adapters(self) -> list[type[Adapter]]:
+        return [Misbehaving]
+
+
+@pytest.fixture
+def measured(make_bench: Callable[..., Bench]) -> Callable[..., tuple[Measured, Baseline, Bench]]:
+    """Measure one cell on a fresh bench."""
+
+    def measure(
+        schedule: str, *stack: str, budget: QualityBudget = ANYTHING_GOES, repeats: int = 1, **changes: Any
+    ) -> tuple[Measured, Baseline, Bench]:
+        bench = make_bench(plugins=(MisbehavingPlugin(),), **changes)
+        runner = MatrixRunner(bench, "tiny", METRICS, repeats, budget)
+        baseline = runner.measure_baseline()
+        return runner.measure(CellSpec(StageSchedule.parse(schedule), stack), baseline), baseline, bench
+
+    return measure
+
+
+def test_a_blend_records_what_ran(measured: Any) -> None:
+    one, baseline, bench = measured("LSL", repeats=2)
+    result = one.result
+    assert result.observed == "pass", result.reasons
+    assert result.declared == "composes"
+    assert result.stages == "L 1-2, S 3-4, L 5"
+    # Guidance is on, and Wan calls its denoiser once for each branch.
+    assert (result.num_large_forwards, result.num_small_forwards, result.num_reused_forwards) == (6, 4, 0)
+    assert [row["denoiser"] for row in result.timeline] == list("LLSSL")
+    assert all(row["outcomes"] == {"cond": "compute", "uncond": "compute"} for row in result.timeline)
+    assert sum(row["num"] for row in result.forwards) == 10
+    assert result.is_warm_equal
+    assert result.is_teardown_clean
+    assert not result.is_identical_to_large
+    # 3 of 5 steps at full cost, the rest cheaper: between 3/5 and 1, and not at either end.
+    assert 0.6 < result.flops_fraction_linear < 1.0
+    assert 0.6 < result.flops_fraction_full < 1.0
+    assert result.latency_ms > 0.0
+    low, high = result.speedup_over_large_range
+    assert low <= result.speedup_over_large <= high
+    assert result.stacking_efficiency is None
+    # Fidelity is that of these very videos to those of the plain pipeline.
+    plain = bench.make_videos(None, "")
+    assert np.array_equal(plain, baseline.videos)
+    assert result.psnr_db == pytest.approx(psnr_db(one.videos, plain))
+    assert result.ssim == pytest.approx(ssim(one.videos, plain))
+
+
+def test_large_only_under_the_router_is_large_only(measured: Any) -> None:
+    one, baseline, _ = measured("LLL")
+    result = one.result
+    assert result.observed == "pass"
+    assert result.is_identical_to_large
+    assert result.psnr_db is None
+    assert result.ssim == pytest.approx(1.0)
+    assert result.flops_fraction_linear == result.flops_fraction_full == 1.0
+    assert np.array_equal(one.videos, baseline.videos)
+
+
+def test_small_only_calls_no_large_denoiser(measured: Any) -> None:
+    result = measured("SSS")[0].result
+    assert (result.num_large_forwards, result.num_small_forwards) == (0, 10)
+    assert result.flops_fraction_full < 0.6
+
+
+def test_a_stack_is_held_against_its_parts(measured: Any) -> None:
+    one, baseline, _ = measured("LSL", "flow_euler(num_inference_steps=3)")
+    result = one.result
+    assert result.observed == "pass", result.reasons
+    assert result.num_large_forwards + result.num_small_forwards == 6
+    large, blend, stack = result.speedup_over_large, result.speedup_over_blend, result.speedup_over_stack
+    # One repeat: the ratios are of the same four times, so the parts multiply out exactly.
+    assert result.stacking_efficiency == pytest.approx(large / ((large / blend) * (large / stack)))
+    # Fewer steps cost less: these FLOPs are held against the large denoiser at its own number of steps.
+    assert result.flops_fraction_full < 3 / 5
+    assert baseline.record.num_forwards == 10
+
+
+def test_asking_for_steps_and_for_an_adapter_that_sets_others_is_refused(measured: Any) -> None:
+    result = measured("LSL", "flow_euler(num_inference_steps=3)", steps_are_asked=True)[0].result
+    assert result.observed in ("refused", "broken")
+    assert any("num_inference_steps" in reason for reason in result.reasons)
+
+
+def test_below_the_budget_is_degraded(measured: Any) -> None:
+    result = measured("SSS", budget=QualityBudget(min_psnr_db=90.0))[0].result
+    assert result.observed == "degraded"
+    assert "90 dB" in result.reasons[0]
+
+
+def test_two_solvers_are_refused_before_anything_runs(measured: Any) -> None:
+    one = measured("LSL", "flow_euler", "unipc")[0]
+    assert one.videos is None
+    assert one.result.declared == one.result.observed == "refused"
+    assert "both decide the sampler" in one.result.reasons[0]
+    assert one.result.psnr_db is one.result.latency_ms is None
+
+
+def test_a_cell_that_raises_is_broken_and_leaves_the_rest_alone(measured: Any) -> None:
+    one, baseline, bench = measured("LSL", "misbehaving(how='raises')")
+    assert one.result.observed == "broken"
+    assert one.result.reasons == ["It raised ZeroDivisionError: of course"]
+    assert "ZeroDivisionError" in one.result.error
+    assert one.result.is_teardown_clean
+    assert torch.equal(bench.time_latents(None, "").latents, baseline.latents)
+
+
+def test_state_left_behind_is_broken_and_the_next_cell_has_a_fresh_pair(measured: Any) -> None:
+    one, baseline, bench = measured("LSL", "misbehaving(how='leaves its hand in')")
+    assert one.result.observed == "broken"
+    assert one.result.is_teardown_clean is False
+    assert any("freshly loaded" in reason for reason in one.result.reasons)
+    assert torch.equal(bench.time_latents(None, "").latents, baseline.latents)
+
+
+def test_state_carried_into_the_next_generation_is_broken(measured: Any) -> None:
+    result = measured("LSL", "misbehaving(how='counts generations')")[0].result
+    assert result.observed == "broken"
+    assert result.is_warm_equal is False
+
+
+def test_an_output_that_is_no_number_is_broken(measured: Any) -> None:
+    result = measured("LSL", "misbehaving(how='makes no number')")[0].result
+    assert result.observed == "broken"
+    assert result.reasons == ["The output holds NaN or infinity."]
+
+
+def test_an_adapter_that_changes_nothing_is_inert(measured: Any) -> None:
+    result = measured("LSL", "misbehaving(how='nothing')")[0].result
+    assert result.observed == "inert"
+    assert "without them" in result.reasons[0]
+
+
+def test_a_missing_package_is_skipped_by_name(measured: Any) -> None:
+    result = measured("LSL", "misbehaving(how='needs a package')")[0].result
+    assert result.observed == "skipped"
+    assert "accelerator" in result.reasons[0]
+
+
+def test_an_interruption_is_no_result(make_bench: Callable[..., Bench]) -> None:
+    def interrupt(what: str) -> None:
+        if "LSL" in what:
+            raise KeyboardInterrupt
+
+    bench = make_bench()
+    runner = MatrixRunner(bench, "tiny", METRICS, 1)
+    baseline = runner.measure_baseline()
+    bench.tick = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        runner.measure(CellSpec(StageSchedule.named("LSL")), baseline)
+
+
+def test_a_pair_that_does_not_repeat_itself_is_no_baseline(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.pipe.transformer.register_forward_hook(lambda m, a, o: (o[0] + torch.rand(()),))
+    with pytest.raises(FlowBlendError, match="does not repeat itself"):
+        MatrixRunner(bench, "tiny", METRICS, 1).measure_baseline()
+
+
+@pytest.mark.parametrize("stack", [(), ("flow_euler(num_inference_steps=3)",)])
+@pytest.mark.parametrize("schedule", ["LLL", "LSL"])
+def test_the_progress_bar_counts_the_generations_there_are(
+    make_bench: Callable[..., Bench], schedule: str, stack: tuple[str, ...]
+) -> None:
+    begun: list[str] = []
+    bench = make_bench(tick=begun.append)
+    runner = MatrixRunner(bench, "tiny", METRICS, 2, ANYTHING_GOES)
+    baseline = runner.measure_baseline()
+    assert len(begun) == num_baseline_generations(1)
+    begun.clear()
+    spec = CellSpec(StageSchedule.named(schedule), stack)
+    runner.measure(spec, baseline)
+    assert len(begun) == num_generations(spec, 2, 1)
