@@ -1,0 +1,223 @@
+"""``flowblend matrix`` from end to end on a tiny saved pair: what it writes, prints and leaves when interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import pytest
+
+from flowblend_plugins.cli import run
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def flowblend(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line in this process."""
+
+    def call(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def tiny_run(saved_pair: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a run that takes seconds."""
+    return [
+        *("matrix", "run", "--large", str(saved_pair / "large"), "--small", str(saved_pair / "small")),
+        *("--prompt", "a <script>alert(1)</script> circle", "--height", "32", "--width", "32", "--num-frames", "9"),
+        *("--steps", "5", "--repeats", "1", "--out", str(tmp_path / "out")),
+    ]
+
+
+# Every field that a reader of matrix.json may rely on, and what it is.
+NUMBER = (int, float)
+CELL_FIELDS: dict[str, Any] = {
+    "id": str,
+    "pair": str,
+    "schedule": str,
+    "adapters": list,
+    "declared": str,
+    "observed": str,
+    "reasons": list,
+    "speedup_over_large": NUMBER,
+    "speedup_over_blend": (*NUMBER, type(None)),
+    "stacking_efficiency": (*NUMBER, type(None)),
+    "flops_fraction_linear": NUMBER,
+    "flops_fraction_full": NUMBER,
+    "num_large_forwards": int,
+    "num_small_forwards": int,
+    "num_reused_forwards": int,
+    "psnr_db": (*NUMBER, type(None)),
+    "ssim": NUMBER,
+}
+
+
+def test_a_whole_run(flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path) -> None:
+    result = flowblend(*tiny_run)
+    assert result.code == 0, result.err
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["matrix.json", "report.html", "videos"]
+    matrix = json.loads((out / "matrix.json").read_text())
+
+    assert matrix["api_version"] == 1
+    assert {"python", "torch", "diffusers", "device", "num_threads"} <= matrix["environment"].keys()
+    cells = {cell["schedule"]: cell for cell in matrix["cells"]}
+    assert list(cells) == ["LLL", "LSL", "LSS", "SLL", "SSS"]
+    for cell in cells.values():
+        for name, kind in CELL_FIELDS.items():
+            assert isinstance(cell[name], kind), f"{name} is {cell[name]!r}"
+        assert cell["reasons"], "a verdict without a reason"
+        assert cell["is_warm_equal"]
+        assert cell["is_teardown_clean"]
+    forwards = {name: (c["num_large_forwards"], c["num_small_forwards"]) for name, c in cells.items()}
+    assert forwards == {"LLL": (10, 0), "LSL": (6, 4), "LSS": (4, 6), "SLL": (6, 4), "SSS": (0, 10)}
+    assert cells["LLL"]["flops_fraction_full"] == 1.0
+    assert cells["LLL"]["observed"] == "pass"
+
+    branches = {row["branch"] for row in matrix["divergence"]}
+    assert branches == {"cond", "uncond", "guided"}
+    assert len(matrix["divergence"]) == 3 * 5
+
+    for cell in cells.values():
+        for video in cell["videos"]:
+            with av.open(str(out / video)) as container:
+                stream = container.streams.video[0]
+                assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+                assert sum(1 for _ in container.decode(video=0)) == 9
+
+    html = (out / "report.html").read_text()
+    assert html.count('src="data:video/mp4;base64,') == 5
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert str(out / "report.html") in result.out.replace("\n", "")
+    assert all(name in result.out for name in cells)
+
+
+def test_the_report_is_rendered_again_from_the_results(
+    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path
+) -> None:
+    assert flowblend(*tiny_run, "--schedule", "LSL").code == 0
+    path = tmp_path / "out" / "report.html"
+    first = path.read_text()
+    path.unlink()
+    result = flowblend("matrix", "report", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert path.read_text() == first
+    assert "LSL" in result.out
+
+
+def test_json_is_what_was_written(flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path) -> None:
+    result = flowblend(*tiny_run, "--schedule", "LSL", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads((tmp_path / "out" / "matrix.json").read_text())
+
+
+def test_adapters_are_crossed_with_schedules(
+    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path
+) -> None:
+    without_steps = [text for text in tiny_run if text not in ("--steps", "5")]
+    stack = "flow_euler(num_inference_steps=4)"
+    result = flowblend(*without_steps, "--schedule", "LSL", "--adapter", stack, "--adapter", "flow_euler + unipc")
+    assert result.code == 0, result.err
+    cells = json.loads((tmp_path / "out" / "matrix.json").read_text())["cells"]
+    assert [(cell["adapters"], cell["observed"] != "refused") for cell in cells] == [
+        ([], True),
+        ([stack], True),
+        (["flow_euler", "unipc"], False),
+    ]
+    assert cells[1]["speedup_over_stack"] is not None
+    assert cells[2]["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (("--schedule", "LXQ1"), "LXQ1"),
+        (("--schedule", "L:2,S:2,L:2"), "covers 6 steps"),
+        (("--adapter", "no_such"), "no_such"),
+        (("--adapter", "unipc +"), "--adapter"),
+        (("--early", "0.8", "--late", "0.5"), "overlap"),
+        (("--prompts", "3"), "--prompts"),
+        (("--repeats", "0"), "--repeats"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path, extra: tuple[str, ...], said: str
+) -> None:
+    result = flowblend(*tiny_run, *extra)
+    assert result.code == 2
+    assert len(result.err.strip().splitlines()) == 1, result.err
+    assert said in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_without_small_is_refused(flowblend: Callable[..., Result], saved_pair: Path, tmp_path: Path) -> None:
+    result = flowblend("matrix", "run", "--large", saved_pair / "large", "--prompt", "a", "--out", tmp_path / "out")
+    assert result.code == 2
+    assert "--small" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        ("{", "cannot be read"),
+        ('{"api_version": 2}', "api_version 2"),
+        ('{"api_version": 1, "cells": []}', "damaged"),
+    ],
+)
+def test_results_that_cannot_be_read(
+    flowblend: Callable[..., Result], tmp_path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "matrix.json").write_text(content)
+    result = flowblend("matrix", "report", tmp_path)
+    assert result.code == 1
+    assert said in result.err
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child process is POSIX")
+def test_an_interruption_keeps_what_is_finished(tiny_run: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    many = [argument for n in range(1, 400) for argument in ("--schedule", f"L>={n / 1000:g},S")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowblend_plugins.cli", *tiny_run, *many],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.poll() is None and not (out / "matrix.json").exists():
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "cells were finished" in err
+    matrix = json.loads((out / "matrix.json").read_text())
+    assert 1 <= len(matrix["cells"]) < 399
+    assert matrix["cells"][-1]["observed"]
+    assert matrix["cells"][-1]["id"] in (out / "report.html").read_text().replace("&gt;", ">")
+    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
