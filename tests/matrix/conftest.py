@@ -1,61 +1,53 @@
-"""A complete tiny Wan pair that understands five words, on a bench that generates in a fraction of a second."""
+"""A complete tiny Wan pair, saved as users keep it, and a bench on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from flowblend_compat_matrix.bench import Bench
+from flowblend_compat_matrix.prompts import PromptSet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from flowblend_compat_matrix.bench import Bench
-from flowblend_compat_matrix.metrics import psnr_db, ssim
-from flowblend_compat_matrix.prompts import PromptSet
-from flowblend_compat_matrix.runner import MatrixRunner
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
-CALL = {
-    "height": 16,
-    "width": 16,
-    "num_frames": 5,
-    "num_inference_steps": 5,
-    "guidance_scale": 5.0,
-    "max_sequence_length": 8,
-}
-PROMPTS = ("a red circle", "a circle")
+CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 5, "guidance_scale": 5.0}
 
 
-def tiny_pair() -> tuple[Any, Any]:
-    """A pipeline with text encoder and tokenizer, and its small denoiser."""
+@pytest.fixture(scope="session")
+def saved_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``large`` (a whole pipeline) and ``small`` (a denoiser alone)."""
+    root = tmp_path_factory.mktemp("pair")
     pipe = tiny_wan_pipeline()
     words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "circle": 4}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
     config = UMT5Config(vocab_size=5, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = UMT5EncoderModel(config).eval()
     pipe.register_modules(
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"),
-        text_encoder=encoder,
+        text_encoder=UMT5EncoderModel(config).eval(),
     )
-    return pipe, tiny_wan_denoiser()
-
-
-def peak_difference(video: Any, wanted: Any) -> float:
-    return float(np.abs(video - wanted).max())
+    pipe.save_pretrained(root / "large")
+    tiny_wan_denoiser().save_pretrained(root / "small")
+    return root
 
 
 @pytest.fixture
-def make_runner() -> Callable[..., MatrixRunner]:
-    """A runner on the tiny pair; keyword arguments go to the bench."""
+def make_bench(saved_pair: Path) -> Callable[..., Bench]:
+    """A bench on a freshly loaded tiny pair, with whatever is given in place of its usual arguments."""
 
-    def make(num_repeats: int = 1, metrics: dict[str, Any] | None = None, **bench: Any) -> MatrixRunner:
-        arguments = {"load": tiny_pair, "prompts": PromptSet(PROMPTS, batch_size=2), "call": CALL} | bench
-        known = {"psnr_db": psnr_db, "ssim": ssim, "peak_difference": peak_difference}
-        return MatrixRunner(Bench(**arguments), "tiny", metrics if metrics is not None else known, num_repeats)
+    def load() -> tuple[Any, Any]:
+        small = WanTransformer3DModel.from_pretrained(saved_pair / "small").eval()
+        return WanPipeline.from_pretrained(saved_pair / "large"), small
+
+    def make(**changes: Any) -> Bench:
+        prompts = PromptSet(("a red circle", "a circle"), batch_size=2)
+        return Bench(**({"load": load, "prompts": prompts, "call": CALL} | changes))
 
     return make
