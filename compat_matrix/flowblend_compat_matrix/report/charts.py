@@ -1,0 +1,237 @@
+"""Geometry of the report's charts: numbers in, coordinates in one fixed view box out. The template draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 460.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 16.0, 40.0
+_BAND = 26.0
+"""Height of the strip above the plot where values beyond every scale (an infinite PSNR) are drawn."""
+
+
+class Tick(NamedTuple):
+    position: float
+    label: str
+
+
+class Box(NamedTuple):
+    """A label's place: the anchor point and how the text runs from it."""
+
+    x: float
+    y: float
+    anchor: str
+
+
+@dataclass
+class Point:
+    """One cell: where it is drawn and how it is called."""
+
+    label: str
+    kind: str
+    title: str
+    x: float
+    y: float
+    low: float
+    high: float
+    text: Box = field(default_factory=lambda: Box(0.0, 0.0, "start"))
+
+
+@dataclass
+class Chart:
+    """A view box of ``WIDTH`` x ``HEIGHT`` with axes; ``left`` to ``right`` and ``top`` to ``bottom`` is the plot."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    top: float = _TOP
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    bottom: float = HEIGHT - _BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+@dataclass
+class Scatter(Chart):
+    """Speed-up against fidelity. ``band_y`` is the line on which bit-exact cells stand."""
+
+    points: list[Point] = field(default_factory=list)
+    front: str = ""
+    budget_y: float | None = None
+    band_y: float = _TOP + _BAND / 2
+
+
+class Line(NamedTuple):
+    """One curve: ``points`` as SVG's polyline takes them."""
+
+    label: str
+    kind: str
+    points: str
+
+
+class Zone(NamedTuple):
+    """A stage of the trajectory, behind the curves."""
+
+    label: str
+    x: float
+    width: float
+
+
+@dataclass
+class LineChart(Chart):
+    """A quantity over the steps."""
+
+    lines: list[Line] = field(default_factory=list)
+    zones: list[Zone] = field(default_factory=list)
+
+
+class Marked(NamedTuple):
+    """What a scatter shows of one cell; ``fidelity`` is infinite where the cell is bit-exact."""
+
+    label: str
+    kind: str
+    title: str
+    speedup: float
+    speedup_range: tuple[float, float]
+    fidelity: float
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those points that no other reaches in both coordinates (larger is better), by falling first coordinate."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
+    """Speed-up over large-only against PSNR to it, with the Pareto front and the quality budget."""
+    speeds = [value for one in marked for value in (one.speedup, *one.speedup_range)] + [1.0]
+    finite = [one.fidelity for one in marked if math.isfinite(one.fidelity)]
+    if budget is not None:
+        finite.append(budget)
+    x_ticks, x_low, x_high = _ticks(min(speeds), max(speeds), 6)
+    y_ticks, y_low, y_high = _ticks(min(finite, default=0.0), max(finite, default=1.0), 6)
+    plot_top = _TOP + _BAND
+    chart = Scatter(
+        title="Speed-up against fidelity",
+        x_label="speed-up over large-only",
+        y_label="PSNR to large-only, dB",
+        x_ticks=[Tick(_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
+        y_ticks=[Tick(_y(tick, y_low, y_high, plot_top), f"{tick:g}") for tick in y_ticks],
+        top=plot_top,
+    )
+
+    def place(speed: float, fidelity: float) -> tuple[float, float]:
+        y = _y(fidelity, y_low, y_high, plot_top) if math.isfinite(fidelity) else chart.band_y
+        return _x(speed, x_low, x_high), y
+
+    for one in marked:
+        x, y = place(one.speedup, one.fidelity)
+        low, high = (_x(value, x_low, x_high) for value in one.speedup_range)
+        chart.points.append(Point(one.label, one.kind, one.title, x, y, low, high))
+    _place_labels(chart)
+    front = [place(*point) for point in pareto_front((one.speedup, one.fidelity) for one in marked)]
+    steps = []
+    for number, (x, y) in enumerate(front):
+        if number:
+            steps.append(f"{x:.1f},{front[number - 1][1]:.1f}")
+        steps.append(f"{x:.1f},{y:.1f}")
+    chart.front = " ".join(steps)
+    if budget is not None:
+        chart.budget_y = _y(budget, y_low, y_high, plot_top)
+    return chart
+
+
+def line_chart(
+    title: str, y_label: str, curves: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], boundaries: Sequence[int]
+) -> LineChart:
+    """Curves over the steps, counted from 1, with the three stages behind them.
+
+    Args:
+        title: of the chart.
+        y_label: the quantity.
+        curves: label, kind (a CSS class), and (step index, value) pairs.
+        boundaries: first step of the intermediate and of the late stage, from 0.
+    """
+    steps = [step for _, _, values in curves for step, _ in values]
+    heights = [value for _, _, values in curves for _, value in values]
+    first, last = min(steps), max(max(steps), min(steps) + 1)
+    y_ticks, y_low, y_high = _ticks(min(heights), max(heights), 5)
+    x_ticks = [tick for tick in _ticks(first + 1, last + 1, 6)[0] if first + 1 <= tick <= last + 1]
+    low, high = first + 0.5, last + 1.5
+    chart = LineChart(
+        title=title,
+        x_label="step",
+        y_label=y_label,
+        x_ticks=[Tick(_x(tick, low, high), f"{tick:g}") for tick in x_ticks if tick == int(tick)],
+        y_ticks=[Tick(_y(tick, y_low, y_high, _TOP), f"{tick:g}") for tick in y_ticks],
+    )
+    for label, kind, values in curves:
+        points = " ".join(f"{_x(s + 1, low, high):.1f},{_y(v, y_low, y_high, _TOP):.1f}" for s, v in values)
+        chart.lines.append(Line(label, kind, points))
+    edges = [low, *(boundary + 0.5 for boundary in boundaries), high]
+    for label, start, end in zip(("early", "intermediate", "late"), edges, edges[1:], strict=False):
+        start, end = max(start, low), min(end, high)
+        if end > start:
+            chart.zones.append(Zone(label, _x(start, low, high), _x(end, low, high) - _x(start, low, high)))
+    return chart
+
+
+def _x(value: float, low: float, high: float) -> float:
+    return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+
+
+def _y(value: float, low: float, high: float, top: float) -> float:
+    bottom = HEIGHT - _BOTTOM
+    return bottom - (value - low) / (high - low) * (bottom - top)
+
+
+def _ticks(low: float, high: float, count: int) -> tuple[list[float], float, float]:
+    """Round numbers that enclose the range, at most about ``count``, and the first and last of them."""
+    span = max(high - low, abs(high) * 1e-3, 1e-9)
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = [round(number * step, 12) for number in range(first, last + 1)]
+    return ticks, ticks[0], ticks[-1]
+
+
+def _place_labels(chart: Scatter) -> None:
+    """Beside each point where there is room: to the right, to the left, above, below."""
+    taken: list[tuple[float, float, float, float]] = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in chart.points]
+    for point in chart.points:
+        length = 6.6 * len(point.label)
+        choices = (
+            (Box(point.x + 10, point.y + 4, "start"), point.x + 10),
+            (Box(point.x - 10, point.y + 4, "end"), point.x - 10 - length),
+            (Box(point.x, point.y - 11, "middle"), point.x - length / 2),
+            (Box(point.x, point.y + 19, "middle"), point.x - length / 2),
+        )
+        boxes = [(box, (left, box.y - 10, left + length, box.y + 3)) for box, left in choices]
+        point.text, area = next(
+            ((box, area) for box, area in boxes if _is_free(area, taken, chart)),
+            boxes[0] if point.x < WIDTH / 2 else boxes[1],
+        )
+        taken.append(area)
+
+
+def _is_free(
+    area: tuple[float, float, float, float], taken: Sequence[tuple[float, float, float, float]], chart: Chart
+) -> bool:
+    left, top, right, bottom = area
+    if left < chart.left or right > WIDTH or bottom > chart.bottom:
+        return False
+    return not any(
+        left < other_right and other_left < right and top < other_bottom and other_top < bottom
+        for other_left, other_top, other_right, other_bottom in taken
+    )

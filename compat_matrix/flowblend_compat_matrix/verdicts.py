@@ -1,0 +1,130 @@
+"""The observed verdict on a cell: what was seen, held against what must be so and against the quality budget."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+class Observed(str, enum.Enum):
+    """What became of a cell.
+
+    ``pass`` within the budget; ``degraded`` below it; ``inert`` changed nothing; ``refused`` on purpose, with a
+    reason; ``broken`` raised, or left state behind; ``skipped`` for want of an optional dependency.
+    """
+
+    PASS = "pass"
+    DEGRADED = "degraded"
+    INERT = "inert"
+    REFUSED = "refused"
+    BROKEN = "broken"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityBudget:
+    """How far a cell may be from large-only at the same seeds before it counts as degraded.
+
+    20 dB and .75 lie between the published WAN clips of FlowBlending, LSL at 21.7-23.9 dB and .82-.84 and the small
+    model alone at 10-12 dB. .96 is the share of similarity that the paper lets a schedule keep.
+
+    Attributes:
+        min_psnr_db: PSNR to large-only.
+        min_ssim: SSIM to large-only.
+        min_alignment_kept: prompt alignment as a fraction of large-only's.
+    """
+
+    min_psnr_db: float = 20.0
+    min_ssim: float = 0.75
+    min_alignment_kept: float = 0.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a cell that ran to its end showed. ``None`` is what could not be measured.
+
+    Attributes:
+        is_large_alone: the cell is large-only under the router, so it must change nothing.
+        is_finite: neither latents nor videos hold NaN or infinity.
+        is_warm_equal, is_teardown_clean, is_identical_to_large: as in ``results.CellResult``.
+        is_identical_to_blend: with adapters, whether the same schedule without them gives the same latents.
+        num_other_forwards: calls that another denoiser than the large one answered.
+        psnr_db, ssim: to large-only; ``None`` where identical.
+        alignment, large_alignment: prompt alignment of the cell and of large-only.
+    """
+
+    is_large_alone: bool
+    is_finite: bool
+    is_warm_equal: bool
+    is_teardown_clean: bool
+    is_identical_to_large: bool
+    is_identical_to_blend: bool | None
+    num_other_forwards: int
+    psnr_db: float | None
+    ssim: float | None
+    alignment: float | None = None
+    large_alignment: float | None = None
+
+
+def observe(seen: Observation, budget: QualityBudget) -> tuple[Observed, list[str]]:
+    """The verdict on a cell that ran, and every reason for it (never none)."""
+    for verdict, reasons in (
+        (Observed.BROKEN, list(_broken(seen))),
+        (Observed.INERT, list(_inert(seen))),
+        (Observed.DEGRADED, list(_degraded(seen, budget))),
+    ):
+        if reasons:
+            return verdict, reasons
+    return Observed.PASS, [_passed(seen, budget)]
+
+
+def _broken(seen: Observation) -> Iterator[str]:
+    if not seen.is_finite:
+        yield "The output holds NaN or infinity."
+        return
+    if not seen.is_warm_equal:
+        yield "A later generation differs from the first at the same seed: state leaks from one into the next."
+    if not seen.is_teardown_clean:
+        yield "Large-only after disable() is not what it was before: something was left behind."
+    if seen.is_large_alone and not seen.is_identical_to_large:
+        yield "The large denoiser alone under the router differs from the pipeline without it."
+
+
+def _inert(seen: Observation) -> Iterator[str]:
+    if seen.is_large_alone:
+        return
+    if seen.is_identical_to_blend:
+        yield "The adapters changed nothing: the same schedule without them gives the same latents, bit for bit."
+    elif seen.num_other_forwards == 0 and seen.is_identical_to_blend is None:
+        yield "Every step was answered by the large denoiser: no step falls into the small one's stages."
+    elif seen.is_identical_to_large:
+        yield "The output equals large-only's, bit for bit."
+
+
+def _degraded(seen: Observation, budget: QualityBudget) -> Iterator[str]:
+    if seen.psnr_db is not None and seen.psnr_db < budget.min_psnr_db:
+        yield f"PSNR to large-only is {seen.psnr_db:.1f} dB, under the budget of {budget.min_psnr_db:g} dB."
+    if seen.ssim is not None and seen.ssim < budget.min_ssim:
+        yield f"SSIM to large-only is {seen.ssim:.3f}, under the budget of {budget.min_ssim:g}."
+    if seen.alignment is not None and seen.large_alignment:
+        kept = seen.alignment / seen.large_alignment
+        if kept < budget.min_alignment_kept:
+            yield (
+                f"Prompt alignment is {seen.alignment:.3f}, {kept:.1%} of large-only's {seen.large_alignment:.3f}, "
+                f"under the budget of {budget.min_alignment_kept:.0%}."
+            )
+
+
+def _passed(seen: Observation, budget: QualityBudget) -> str:
+    if seen.is_identical_to_large:
+        return "Equals large-only bit for bit."
+    figures = []
+    if seen.psnr_db is not None:
+        figures.append(f"PSNR {seen.psnr_db:.1f} dB (at least {budget.min_psnr_db:g})")
+    if seen.ssim is not None:
+        figures.append(f"SSIM {seen.ssim:.3f} (at least {budget.min_ssim:g})")
+    if seen.alignment is not None and seen.large_alignment:
+        kept = seen.alignment / seen.large_alignment
+        figures.append(f"{kept:.1%} of large-only's prompt alignment (at least {budget.min_alignment_kept:.0%})")
+    return f"Within the budget: {', '.join(figures)}."
