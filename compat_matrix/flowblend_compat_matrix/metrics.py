@@ -38,13 +38,21 @@ def psnr_db(a: Videos, b: Videos) -> float:
 
 
 def ssim(a: Videos, b: Videos) -> float:
-    """Structural similarity (Wang et al. 2004; 7x7 windows), the mean over frames; 1 for equal videos."""
+    """Structural similarity (Wang et al. 2004, their Gaussian windows), the mean over frames; 1 for equal videos."""
     from skimage.metrics import structural_similarity
 
     _check_pair(a, b)
     frames_a, frames_b = (videos.reshape(-1, *videos.shape[-3:]).astype(np.float64) for videos in (a, b))
     values = [
-        structural_similarity(one, other, data_range=1.0, channel_axis=-1)
+        structural_similarity(
+            one,
+            other,
+            data_range=1.0,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
         for one, other in zip(frames_a, frames_b, strict=True)
     ]
     return float(np.mean(np.asarray(values)))

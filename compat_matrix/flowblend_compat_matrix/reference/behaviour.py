@@ -55,8 +55,9 @@ def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call
     for start in range(0, len(captions), BATCH):
         texts = [item.text for item in captions[start : start + BATCH]]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(texts))]
-        output = pair.pipeline(texts, generator=generators, output_type="np", **{**CALL_DEFAULTS, **call})
-        parts.append(np.asarray(output.frames, dtype=np.float32))
+        arguments = {**CALL_DEFAULTS, **call, "output_type": "np", "return_dict": False}
+        frames = pair.pipeline(texts, generator=generators, **arguments)[0]
+        parts.append(np.asarray(frames, dtype=np.float32))
     return np.concatenate(parts)
 
 

@@ -101,7 +101,7 @@ def codec_loss(codec: AutoencoderKLWan, videos: torch.Tensor, step: int) -> torc
     The edge term grows over the steps: at full weight from the start it makes everything grey.
     """
     with torch.autocast(videos.device.type, torch.bfloat16):
-        posterior = codec.encode(videos).latent_dist
+        posterior = codec.encode(videos, return_dict=False)[0]
         output = decode_unclamped(codec, posterior.sample())
     output, mean, log_variance = output.float(), posterior.mean.float(), posterior.logvar.float()
     error = output - videos
@@ -116,7 +116,7 @@ def codec_loss(codec: AutoencoderKLWan, videos: torch.Tensor, step: int) -> torc
 @torch.no_grad()
 def encode_mean(codec: AutoencoderKLWan, videos: torch.Tensor) -> torch.Tensor:
     """The posterior mean, not normalised: ``[B, 12, 3, 8, 8]``."""
-    return codec.encode(videos).latent_dist.mode()
+    return codec.encode(videos, return_dict=False)[0].mode()
 
 
 def normalise(codec: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -58,7 +59,7 @@ def forward_flops(config: dict[str, object]) -> int:
     Counted on the meta device; on CPU tensors `FlopCounterMode` silently leaves fused attention out.
     """
     with torch.device("meta"):
-        denoiser = WanTransformer3DModel.from_config(config)
+        denoiser = cast(WanTransformer3DModel, WanTransformer3DModel.from_config(config))
         latents = torch.empty(1, *LATENT_SHAPE)
         prompt = torch.empty(1, MAX_SEQUENCE_LENGTH, TEXT_DIM)
         counter = FlopCounterMode(display=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
-import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
@@ -62,14 +62,14 @@ def export(out: Path, weights: Path) -> None:
     """
     text = load_text(out)
     pipeline = WanPipeline(
-        tokenizer=text.tokenizer,
+        tokenizer=cast(Any, text.tokenizer),
         text_encoder=text.encoder,
-        vae=load_codec(out).to(torch.float16),
-        scheduler=make_scheduler(),
-        transformer=_load_denoiser(LARGE, out / "large").to(torch.float16),
+        vae=load_codec(out).half(),
+        scheduler=cast(Any, make_scheduler()),
+        transformer=_load_denoiser(LARGE, out / "large").half(),
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)
-    _load_denoiser(SMALL, out / "small").to(torch.float16).save_pretrained(weights / "small", safe_serialization=True)
+    _load_denoiser(SMALL, out / "small").half().save_pretrained(weights / "small", safe_serialization=True)
     classifier = AttributeClassifier()
     load_average(classifier, out / "classifier")
     classifier.save(weights / "classifier")

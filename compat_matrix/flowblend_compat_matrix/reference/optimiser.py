@@ -40,20 +40,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update. ``closure`` is not supported."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = {}
+            alike: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in alike.items():
+                    alike.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+            for shape, members in alike.items():
                 updates = []
-                for parameter in parameters:
+                for parameter, gradient in members:
                     state = self.state[parameter]
                     average = state.setdefault("momentum", torch.zeros_like(parameter))
-                    average.lerp_(parameter.grad, 1.0 - group["momentum"])
-                    updates.append(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                    average.lerp_(gradient, 1.0 - group["momentum"])
+                    updates.append(gradient.lerp(average, group["momentum"]).flatten(1))
                 stacked = orthogonalise(torch.stack(updates))
                 scale = max(1.0, stacked.shape[1] / stacked.shape[2]) ** 0.5
-                for parameter, update in zip(parameters, stacked, strict=True):
+                for (parameter, _), update in zip(members, stacked, strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.reshape(shape), alpha=-group["lr"] * scale)
 

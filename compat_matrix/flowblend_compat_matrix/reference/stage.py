@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -18,6 +19,7 @@ from torch import nn
 
 from .optimiser import make_optimisers
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LossFunction = Callable[[int], torch.Tensor]
 """Takes the step's number, which seeds its data, and returns the loss to minimise."""
 
@@ -82,6 +84,12 @@ def join(rank: int, world_size: int, meeting_point: Path) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{meeting_point.resolve()}", rank=rank, world_size=world_size
     )
+
+
+def move(module: ModuleT, device: torch.device) -> ModuleT:
+    """`nn.Module.to`, which diffusers overrides with types that no checker understands."""
+    nn.Module.to(module, device)
+    return module
 
 
 def rank() -> int:

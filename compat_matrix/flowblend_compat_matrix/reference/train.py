@@ -110,7 +110,7 @@ def compiled(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def _codec(job: Job) -> tuple[torch.nn.Module, LossFunction]:
-    codec = prepare_for_training(make_codec()).to(job.device)
+    codec = stages.move(prepare_for_training(make_codec()), job.device)
     use_fast_norms(codec)
     seed = 1 + 10 * job.rank
     size = 4 if job.device.type == "cpu" else 16
@@ -124,14 +124,16 @@ def _text(job: Job) -> tuple[torch.nn.Module, LossFunction]:
 
 def _classifier(job: Job) -> tuple[torch.nn.Module, LossFunction]:
     classifier = AttributeClassifier().to(job.device)
-    codec = load_codec(job.out).to(job.device)
+    codec = stages.move(load_codec(job.out), job.device)
 
     def loss(step: int) -> torch.Tensor:
         videos, labels = classifier_batch((5, step), 24)
         videos, labels = videos.to(job.device), {name: label.to(job.device) for name, label in labels.items()}
         if step % 4 == 3:  # a few as it will see generated videos: through the codec
             with torch.no_grad(), torch.autocast(job.device.type, torch.bfloat16):
-                decoded = codec.decode(codec.encode(videos[:8] * 2.0 - 1.0).latent_dist.mode(), return_dict=False)[0]
+                decoded = codec.decode(
+                    codec.encode(videos[:8] * 2.0 - 1.0, return_dict=False)[0].mode(), return_dict=False
+                )[0]
             videos[:8] = decoded.float() * 0.5 + 0.5
         return classifier_loss(classifier, videos, labels)
 
@@ -139,7 +141,7 @@ def _classifier(job: Job) -> tuple[torch.nn.Module, LossFunction]:
 
 
 def _denoiser(job: Job) -> tuple[torch.nn.Module, LossFunction]:
-    denoiser = make_denoiser(LARGE if job.name == "large" else SMALL).to(job.device)
+    denoiser = stages.move(make_denoiser(LARGE if job.name == "large" else SMALL), job.device)
     faster = compiled(denoiser, job.device)
     codec, text = load_codec(job.out), load_text(job.out).to(job.device)
     raw = load_dataset(job.out / "data")
@@ -164,7 +166,7 @@ _BUILDERS = {"codec": _codec, "text": _text, "classifier": _classifier, "small":
 
 def encode_data(job: Job) -> None:
     """Encode this worker's part of the shards."""
-    codec = load_codec(job.out).to(job.device)
+    codec = stages.move(load_codec(job.out), job.device)
     use_fast_norms(codec)
     for shard in range(job.rank, NUM_SHARDS, job.world_size):
         encode_shard(codec, job.out / "data", shard, SHARD_SIZE, job.device)

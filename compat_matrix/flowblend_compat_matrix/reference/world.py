@@ -8,6 +8,7 @@ from a `numpy.random.Generator`; the same seed gives the same scene on every mac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +178,7 @@ def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
-def _distance(item: SceneObject, u: Video, v: Video) -> Video:
+def _distance(item: SceneObject, u: Video, v: Video) -> NDArray[Any]:
     """Signed distance to the shape's edge in pixels (a bound where exactness costs more), negative inside."""
     r = item.radius
     if item.shape == "circle":
@@ -196,7 +197,7 @@ def _distance(item: SceneObject, u: Video, v: Video) -> Video:
     raise ValueError(f"no shape is called {item.shape!r}; there are {', '.join(SHAPES)}")
 
 
-def _coverage(distance: Video) -> Video:
+def _coverage(distance: NDArray[Any]) -> NDArray[Any]:
     """Anti-aliased share of a pixel that lies inside."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
@@ -207,7 +208,7 @@ def _wave(position: Video, period: float, phase: float) -> Video:
     return np.clip(np.sin(angle) * np.float32(period / np.pi), -1.0, 1.0)
 
 
-def _dark_fraction(item: SceneObject, u: Video, v: Video) -> Video | np.float32:
+def _dark_fraction(item: SceneObject, u: Video, v: Video) -> NDArray[Any] | np.float32:
     """How much of a pixel carries the texture's dark ink."""
     if item.texture == "plain":
         return np.float32(0.0)
@@ -237,7 +238,7 @@ def visible_fractions(scene: Scene) -> list[float]:
     return fractions
 
 
-def _render_background(background: Background, x: Video, y: Video, frames: NDArray[np.float32]) -> Video:
+def _render_background(background: Background, x: Video, y: Video, frames: NDArray[np.float32]) -> NDArray[Any]:
     u = x - frames[:, None, None] * np.float32(background.pan[0])
     v = y - frames[:, None, None] * np.float32(background.pan[1])
     cos, sin = np.float32(np.cos(background.angle)), np.float32(np.sin(background.angle))
