@@ -38,8 +38,9 @@ def test_ssim_agrees_with_torchmetrics(videos):
         "float32"
     )
     a, b = (torch.from_numpy(v).permute(0, 3, 1, 2) for v in (videos[0], noisy))
-    theirs = structural_similarity_index_measure(a, b, data_range=1.0)
-    assert ssim(videos[0], noisy) == pytest.approx(float(theirs), abs=0.002)
+    _, everywhere = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
+    inside = everywhere[..., 5:-5, 5:-5]  # torchmetrics pads at the border, scikit-image leaves it out
+    assert ssim(videos[0], noisy) == pytest.approx(float(inside.mean()), abs=1e-4)
     assert ssim(videos[0], videos[0]) == pytest.approx(1.0)
 
 
