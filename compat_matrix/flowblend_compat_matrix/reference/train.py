@@ -39,7 +39,8 @@ DEFAULT_MINUTES = 110.0
 PHASES: tuple[tuple[str, ...], ...] = (("codec",), ("text", "classifier"), ("data",), ("small", "large"))
 SHARES = {"codec": 0.17, "text": 0.035, "classifier": 0.11, "small": 0.66, "large": 0.66}
 """Each stage's share of the minutes; those of one phase run side by side. The data takes what it takes."""
-NUM_SHARDS, SHARD_SIZE = 20, 1024
+SHARD_SIZE = 1024
+DEFAULT_SHARDS = 20
 _PROGRESS = "progress.json"
 
 
@@ -53,6 +54,7 @@ class Job:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    num_shards: int = DEFAULT_SHARDS
     max_steps: int = 0
 
 
@@ -168,9 +170,9 @@ def encode_data(job: Job) -> None:
     """Encode this worker's part of the shards."""
     codec = stages.move(load_codec(job.out), job.device)
     use_fast_norms(codec)
-    for shard in range(job.rank, NUM_SHARDS, job.world_size):
+    for shard in range(job.rank, job.num_shards, job.world_size):
         encode_shard(codec, job.out / "data", shard, SHARD_SIZE, job.device)
-        state = {"steps": shard + 1, "loss": 0.0, "progress": (shard + 1) / NUM_SHARDS}
+        state = {"steps": shard + 1, "loss": 0.0, "progress": (shard + 1) / job.num_shards}
         (job.out / "data" / _PROGRESS).write_text(json.dumps(state))
 
 
@@ -187,10 +189,10 @@ def run_job(job: Job) -> None:
     training.run(loss_function, _report_to(folder, job), max_steps=job.max_steps)
 
 
-def is_complete(name: str, out: Path, minutes: float) -> bool:
+def is_complete(name: str, out: Path, minutes: float, num_shards: int = DEFAULT_SHARDS) -> bool:
     """Whether a stage has had its time (or all its data)."""
     if name == "data":
-        return len(list((out / "data").glob("latents-*.safetensors"))) >= NUM_SHARDS
+        return len(list((out / "data").glob("latents-*.safetensors"))) >= num_shards
     record = out / name / "record.json"
     return record.exists() and json.loads(record.read_text())["seconds"] >= 60.0 * minutes
 
@@ -203,6 +205,7 @@ def _start(job: Job, out: Path) -> list[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "flowblend_compat_matrix.reference.train", "--out", str(out)]
         command += ["--device", str(job.device), "--job", job.name, "--minutes", str(job.minutes)]
         command += ["--rank", str(worker), "--world-size", str(job.world_size), "--meeting-point", str(meeting_point)]
+        command += ["--shards", str(job.num_shards)]
         with (out / job.name / f"log-{worker}.txt").open("ab") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log))
     return processes
@@ -230,19 +233,26 @@ def _watch(jobs: list[Job], processes: list[subprocess.Popen[bytes]], progress: 
             process.terminate()
 
 
-def train(out: Path, weights: Path, minutes: float, device: torch.device) -> None:
+def train(out: Path, weights: Path, minutes: float, device: torch.device, num_shards: int = DEFAULT_SHARDS) -> None:
     """Run every stage that is not complete, then export and write the card."""
     columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.fields[state]}"))
     num_workers = min(2, os.cpu_count() or 1) if device.type == "cpu" else 1
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for phase in PHASES:
             budget = {name: minutes * SHARES.get(name, 0.0) for name in phase}
-            names = [name for name in phase if not is_complete(name, out, budget[name])]
+            names = [name for name in phase if not is_complete(name, out, budget[name], num_shards)]
             world_size = num_workers if len(names) == 1 else 1
             together = [names] if num_workers > 1 else [[name] for name in names]
             for group in together:
                 jobs = [
-                    Job(name=name, out=out, minutes=budget[name], device=device, world_size=world_size)
+                    Job(
+                        name=name,
+                        out=out,
+                        minutes=budget[name],
+                        device=device,
+                        world_size=world_size,
+                        num_shards=num_shards,
+                    )
                     for name in group
                 ]
                 if jobs:
@@ -260,6 +270,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--job", choices=[*_BUILDERS, "data", "export"], help="run one stage in this process, for --minutes"
+    )
+    parser.add_argument(
+        "--shards", type=int, default=DEFAULT_SHARDS, help=f"how many times {SHARD_SIZE} videos to encode"
     )
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--world-size", type=int, default=1, help=argparse.SUPPRESS)
@@ -285,10 +298,11 @@ def main() -> None:
                 device=device,
                 rank=arguments.rank,
                 world_size=arguments.world_size,
+                num_shards=arguments.shards,
             )
         )
     else:
-        train(out, weights, arguments.minutes, device)
+        train(out, weights, arguments.minutes, device, arguments.shards)
 
 
 if __name__ == "__main__":
