@@ -64,8 +64,8 @@ def _adapter_row(manager: FlowblendPluginManager, adapter: type[Adapter]) -> dic
     traits = dataclasses.asdict(adapter.traits)
     family = traits.pop("family").value
     facts = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in traits.items()}
-    givers = manager.hook.flowblend_register_adapters.get_hookimpls()
-    plugin = next((impl.plugin_name for impl in givers if adapter in impl.function()), None)
+    givers: Any = manager.hook.flowblend_register_adapters.get_hookimpls()
+    plugin = next((giver.plugin_name for giver in givers if adapter in (giver.function() or ())), None)
     options = [field.name for field in dataclasses.fields(adapter)]  # type: ignore[arg-type]
     return {"name": adapter.name, "family": family, "options": options, "traits": facts, "plugin": plugin}
 

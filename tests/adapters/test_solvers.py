@@ -14,9 +14,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from flowblend_adapters.step_reduction.solver import Solver, timestep_arguments
 
 import flowblend_plugins as fb
+from flowblend_adapters.step_reduction.solver import Solver, timestep_arguments
 from flowblend_plugins.testing import (
     AdapterContract,
     generate,

@@ -12,9 +12,9 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
 )
-from flowblend_compat_matrix.reference import CALL_DEFAULTS, ReferencePair, evaluation_captions, load_pair
 
 import flowblend_plugins as fb
+from flowblend_compat_matrix.reference import CALL_DEFAULTS, ReferencePair, evaluation_captions, load_pair
 from tests.exactness.snapshot import snapshot
 
 STEPS = 10

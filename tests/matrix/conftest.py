@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from flowblend_compat_matrix.bench import Bench
-from flowblend_compat_matrix.prompts import PromptSet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from flowblend_compat_matrix.bench import Bench
+from flowblend_compat_matrix.prompts import PromptSet
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 5, "guidance_scale": 5.0}

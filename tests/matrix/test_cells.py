@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from flowblend_compat_matrix.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
 
+from flowblend_compat_matrix.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import UsageError
 

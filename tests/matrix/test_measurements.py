@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from flowblend_compat_matrix.measurements import describe_times, over_prompts
 from flowblend_compat_matrix.metrics import psnr_db
 from flowblend_compat_matrix.results import CellResult

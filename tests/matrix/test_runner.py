@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+
 from flowblend_compat_matrix.bench import Bench
 from flowblend_compat_matrix.cells import CellSpec
 from flowblend_compat_matrix.metrics import psnr_db, ssim
 from flowblend_compat_matrix.runner import Baseline, MatrixRunner, Measured, num_baseline_generations, num_generations
 from flowblend_compat_matrix.verdicts import QualityBudget
-
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.traits import Family

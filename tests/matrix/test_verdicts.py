@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+
 from flowblend_compat_matrix.verdicts import Observation, Observed, QualityBudget, observe
 
 BUDGET = QualityBudget(min_psnr_db=20.0, min_ssim=0.75, min_alignment_kept=0.96)

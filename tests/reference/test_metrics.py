@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flowblend_compat_matrix.metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
-from flowblend_compat_matrix.reference import held_out_videos
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from flowblend_compat_matrix.metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
+from flowblend_compat_matrix.reference import held_out_videos
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from flowblend_compat_matrix.reference import (
     CALL_DEFAULTS,
     WEIGHTS,

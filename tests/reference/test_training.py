@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from flowblend_compat_matrix.reference import train
 from flowblend_compat_matrix.reference.codec import codec_loss, decode_unclamped, make_codec, use_fast_norms
 from flowblend_compat_matrix.reference.dataset import encode_shard, load_dataset
@@ -16,7 +18,6 @@ from flowblend_compat_matrix.reference.denoisers import (
 )
 from flowblend_compat_matrix.reference.optimiser import Muon, orthogonalise
 from flowblend_compat_matrix.reference.stage import Stage, StageSettings, learning_rate_factor
-from torch import nn
 
 CPU = torch.device("cpu")
 

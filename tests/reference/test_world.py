@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from flowblend_compat_matrix.reference import text as text_module
 from flowblend_compat_matrix.reference.world import (
     BACKGROUNDS,
