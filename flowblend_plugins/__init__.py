@@ -1,7 +1,8 @@
 """FlowBlending for diffusers pipelines: a large and a small denoiser share one trajectory."""
 
+from typing import TYPE_CHECKING, Any
+
 from .adapter import Adapter, AttachTarget
-from .blend import Blend, enable
 from .errors import (
     AdapterError,
     ClockError,
@@ -17,8 +18,11 @@ from .markers import hookimpl
 from .presets import PairPreset
 from .schedule import Stage, StageSchedule
 from .step import StepContext
-from .trace import Trace
 from .traits import AdapterTraits
+
+if TYPE_CHECKING:
+    from .blend import Blend, enable
+    from .trace import Trace
 
 __version__ = "0.1.0"
 
@@ -44,3 +48,20 @@ __all__ = [
     "enable",
     "hookimpl",
 ]
+
+# Torch takes a second or more to load, which a plugin module or a command line that prints its help should not pay.
+_MODULES_THAT_NEED_TORCH = {"Blend": ".blend", "enable": ".blend", "Trace": ".trace"}
+
+if not TYPE_CHECKING:  # a type checker would take any attribute at all to exist
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES_THAT_NEED_TORCH:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = getattr(importlib.import_module(_MODULES_THAT_NEED_TORCH[name], __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -6,12 +6,14 @@ import abc
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
-from .trace import Trace
 from .traits import AdapterTraits
+
+if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torch when they are only listed
+    from torch import nn
+
+    from .trace import Trace
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def make_app(manager: FlowblendPluginManager) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # rich's own markup would swallow every word in square brackets
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
