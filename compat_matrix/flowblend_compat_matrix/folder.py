@@ -14,6 +14,8 @@ from .results import FILE_NAME, Matrix
 NUM_SHOWN_PROMPTS = 4
 """Prompts whose videos are kept; the figures are over all of them."""
 
+FRAMES_PER_SECOND = 8.0
+
 REPORT_NAME = "report.html"
 
 
@@ -23,7 +25,7 @@ def write_videos(folder: Path, stem: str, videos: Videos) -> list[str]:
     paths = []
     for number, video in enumerate(videos[:NUM_SHOWN_PROMPTS], start=1):
         name = f"videos/{stem}-{number}.mp4"
-        write_mp4(video, folder / name)
+        write_mp4(video, folder / name, FRAMES_PER_SECOND)
         paths.append(name)
     return paths
 

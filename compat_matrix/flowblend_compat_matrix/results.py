@@ -119,6 +119,7 @@ class RunRecord:
         early, late: fractions; ``boundary_steps`` the first step of the intermediate and of the late stage, from 0.
         judge: who says prompt alignment and the Frechet distance; ``None`` where nobody can.
         budget: bounds below which a cell is degraded.
+        fps: of the videos.
         num_planned: cells that were asked for; fewer are there when the run was interrupted.
     """
 
@@ -135,6 +136,7 @@ class RunRecord:
     judge: str | None
     budget: dict[str, float]
     num_planned: int
+    fps: float
     large_only: LargeOnly = field(default_factory=LargeOnly)
 
 

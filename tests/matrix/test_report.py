@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from flowblend_compat_matrix.report import render_report
-from flowblend_compat_matrix.report.charts import HEIGHT, WIDTH, Marked, line_chart, pareto_front, scatter
+from flowblend_compat_matrix.report.charts import WIDTH, Marked, line_chart, pareto_front, scatter
 from flowblend_compat_matrix.report.headline import headline
 from flowblend_compat_matrix.report.terminal import print_matrix
 from flowblend_compat_matrix.results import CellResult, LargeOnly, Matrix, RunRecord
-
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.video import write_mp4
 
@@ -100,6 +100,7 @@ def matrix(*cells: CellResult, **run: Any) -> Matrix:
         "judge": None,
         "budget": BUDGET,
         "num_planned": len(cells),
+        "fps": 8.0,
         "large_only": LargeOnly(latency_ms=1000.0, linear_flops=10**9, full_flops=2 * 10**9, num_forwards=8),
     }
     divergence = [
@@ -246,4 +247,4 @@ def test_boundaries_stand_between_the_steps() -> None:
     assert xs[19] < start < xs[20]
     assert xs[39] < chart.zones[2].x < xs[40]
     assert chart.zones[2].x + chart.zones[2].width == pytest.approx(chart.right)
-    assert all(0 <= float(pair.split(",")[1]) <= HEIGHT for pair in chart.lines[0].points.split())
+    assert all(0 <= float(pair.split(",")[1]) <= chart.height for pair in chart.lines[0].points.split())

@@ -1,4 +1,4 @@
-"""Geometry of the report's charts: numbers in, coordinates in one fixed view box out. The template draws them."""
+"""Geometry of the report's charts: numbers in, coordinates in a fixed view box out. The template draws them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 460.0, 300.0
+WIDTH = 460.0
+SCATTER_HEIGHT, LINES_HEIGHT = 520.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 16.0, 40.0
-_BAND = 26.0
-"""Height of the strip above the plot where values beyond every scale (an infinite PSNR) are drawn."""
+_BAND = 36.0
+"""Height above the plot, where values beyond every scale (an infinite PSNR) stand in a strip."""
 
 
 class Tick(NamedTuple):
@@ -42,19 +43,22 @@ class Point:
 
 @dataclass
 class Chart:
-    """A view box of ``WIDTH`` x ``HEIGHT`` with axes; ``left`` to ``right`` and ``top`` to ``bottom`` is the plot."""
+    """A view box ``width`` x ``height`` with axes; ``left`` to ``right`` and ``top`` to ``bottom`` is the plot."""
 
     title: str
     x_label: str
     y_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    height: float
     top: float = _TOP
     left: float = _LEFT
     right: float = WIDTH - _RIGHT
-    bottom: float = HEIGHT - _BOTTOM
     width: float = WIDTH
-    height: float = HEIGHT
+
+    @property
+    def bottom(self) -> float:
+        return self.height - _BOTTOM
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Scatter(Chart):
     points: list[Point] = field(default_factory=list)
     front: str = ""
     budget_y: float | None = None
-    band_y: float = _TOP + _BAND / 2
+    band_y: float = _TOP + 11.0
 
 
 class Line(NamedTuple):
@@ -119,18 +123,20 @@ def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
         finite.append(budget)
     x_ticks, x_low, x_high = _ticks(min(speeds), max(speeds), 6)
     y_ticks, y_low, y_high = _ticks(min(finite, default=0.0), max(finite, default=1.0), 6)
-    plot_top = _TOP + _BAND
+    plot_top, plot_bottom = _TOP + _BAND, SCATTER_HEIGHT - _BOTTOM
     chart = Scatter(
         title="Speed-up against fidelity",
         x_label="speed-up over large-only",
         y_label="PSNR to large-only, dB",
         x_ticks=[Tick(_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
-        y_ticks=[Tick(_y(tick, y_low, y_high, plot_top), f"{tick:g}") for tick in y_ticks],
+        y_ticks=[Tick(_y(tick, y_low, y_high, plot_top, plot_bottom), f"{tick:g}") for tick in y_ticks],
+        height=SCATTER_HEIGHT,
         top=plot_top,
     )
 
     def place(speed: float, fidelity: float) -> tuple[float, float]:
-        y = _y(fidelity, y_low, y_high, plot_top) if math.isfinite(fidelity) else chart.band_y
+        is_finite = math.isfinite(fidelity)
+        y = _y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
         return _x(speed, x_low, x_high), y
 
     for one in marked:
@@ -146,7 +152,7 @@ def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
         steps.append(f"{x:.1f},{y:.1f}")
     chart.front = " ".join(steps)
     if budget is not None:
-        chart.budget_y = _y(budget, y_low, y_high, plot_top)
+        chart.budget_y = _y(budget, y_low, y_high, plot_top, plot_bottom)
     return chart
 
 
@@ -167,15 +173,17 @@ def line_chart(
     y_ticks, y_low, y_high = _ticks(min(heights), max(heights), 5)
     x_ticks = [tick for tick in _ticks(first + 1, last + 1, 6)[0] if first + 1 <= tick <= last + 1]
     low, high = first + 0.5, last + 1.5
+    bottom = LINES_HEIGHT - _BOTTOM
     chart = LineChart(
         title=title,
         x_label="step",
         y_label=y_label,
         x_ticks=[Tick(_x(tick, low, high), f"{tick:g}") for tick in x_ticks if tick == int(tick)],
-        y_ticks=[Tick(_y(tick, y_low, y_high, _TOP), f"{tick:g}") for tick in y_ticks],
+        y_ticks=[Tick(_y(tick, y_low, y_high, _TOP, bottom), f"{tick:g}") for tick in y_ticks],
+        height=LINES_HEIGHT,
     )
     for label, kind, values in curves:
-        points = " ".join(f"{_x(s + 1, low, high):.1f},{_y(v, y_low, y_high, _TOP):.1f}" for s, v in values)
+        points = " ".join(f"{_x(s + 1, low, high):.1f},{_y(v, y_low, y_high, _TOP, bottom):.1f}" for s, v in values)
         chart.lines.append(Line(label, kind, points))
     edges = [low, *(boundary + 0.5 for boundary in boundaries), high]
     for label, start, end in zip(("early", "intermediate", "late"), edges, edges[1:], strict=False):
@@ -189,8 +197,7 @@ def _x(value: float, low: float, high: float) -> float:
     return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
 
 
-def _y(value: float, low: float, high: float, top: float) -> float:
-    bottom = HEIGHT - _BOTTOM
+def _y(value: float, low: float, high: float, top: float, bottom: float) -> float:
     return bottom - (value - low) / (high - low) * (bottom - top)
 
 
