@@ -21,8 +21,7 @@ from .errors import PluginError, RoutingError
 from .schedule import Assignment, StageSchedule
 from .step import StepContext
 from .trace import Trace
-
-REENTRY_POLICIES = ("recompute", "keep")
+from .traits import REENTRY_POLICIES
 
 
 class _Decision(NamedTuple):

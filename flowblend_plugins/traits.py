@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from .errors import StackError
 
+REENTRY_POLICIES = ("recompute", "keep")
+
 
 class Family(str, enum.Enum):
     """The three kinds of acceleration that compose with the router."""

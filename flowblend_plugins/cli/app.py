@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..manager import FlowblendPluginManager
+from ..manager import FlowblendPluginManager, PluginOrigin
 
 _ABOUT = """FlowBlending for diffusers video pipelines: a large and a small denoiser share one trajectory.
 
@@ -36,6 +36,15 @@ def make_app(manager: FlowblendPluginManager) -> typer.Typer:
 
     manager.hook.flowblend_register_commands(app=app)
     return app
+
+
+def own_commands() -> FlowblendPluginManager:
+    """A manager with this package's commands and no other plugin, for when the installed plugins do not load."""
+    from . import commands
+
+    manager = FlowblendPluginManager()
+    manager.add(commands, PluginOrigin("commands"))
+    return manager
 
 
 def _print_version(asked: bool) -> None:

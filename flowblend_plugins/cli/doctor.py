@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
-from ..manager import FlowblendPluginManager, pairs_by_name
+from ..errors import PluginError
+from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
+from ..presets import PairPreset
 from .options import JsonOption
 
-_NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pluggy", "numpy", "av", "DeepCache")
+_DISTRIBUTION = "flowblend-plugins"
 _EXTRAS = {
     "peft": ("lora", "LoRAs on either denoiser"),
 }
@@ -29,97 +31,150 @@ class Finding:
     detail: str
 
 
-def doctor(ctx: typer.Context, as_json: JsonOption = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Say what is installed, and what would and would not work, and why.
 
-    Exit code 1 where FlowBlending itself would not run.
+    It ends with a blended generation of a tiny random pair. Exit code 1 if FlowBlending itself does not work here;
+    what is optional may be missing.
+
+    Examples:
+
+        flowblend doctor
+
+        flowblend doctor --json
     """
-    findings = examine(ctx.obj)
+    findings = list(examine())
     broken = any(finding.state == "broken" for finding in findings)
     if as_json:
         typer.echo(json.dumps({"works": not broken, "findings": [asdict(f) for f in findings]}, indent=2))
     else:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         colours = {"ok": "green", "missing": "yellow", "broken": "red"}
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for _ in ("state", "what", "detail"):
+            table.add_column(overflow="fold")
         for finding in findings:
-            table.add_row(
-                f"[{colours[finding.state]}]{finding.state}[/]", finding.what, finding.detail.replace("[", r"\[")
-            )
+            table.add_row(Text(finding.state, colours[finding.state]), Text(finding.what), Text(finding.detail))
         console = Console()
         console.print(table)
-        console.print("FlowBlending would not run here." if broken else "FlowBlending works here.")
+        console.print("FlowBlending does not work here." if broken else "FlowBlending works here.")
     if broken:
         raise typer.Exit(1)
 
 
-def examine(manager: FlowblendPluginManager) -> list[Finding]:
+def examine() -> Iterator[Finding]:
     """Look at everything a run depends on."""
-    return [
-        Finding("Python", "ok", platform.python_version()),
-        *map(_needed, _NEEDED),
-        _diffusers_hooks(),
-        _device(),
-        _encoder(),
-        *(_extra(package, extra, purpose) for package, (extra, purpose) in _EXTRAS.items()),
-        Finding("plugins", "ok", ", ".join(name for name, plugin in manager.list_name_plugin() if plugin is not None)),
-        *_local_pairs(manager),
-    ]
-
-
-def _needed(package: str) -> Finding:
+    yield Finding("Python", "ok", platform.python_version())
+    yield from _requirements()
+    for package, (extra, purpose) in _EXTRAS.items():
+        yield _extra(package, extra, purpose)
+    yield _looked_at("diffusers' cache hooks", _cache_hooks)
+    yield _looked_at("device", _device)
+    yield _looked_at("video encoder", _encoder)
     try:
-        return Finding(package, "ok", importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(package, "broken", f"not installed. Run: pip install {package}")
+        manager = make_plugin_manager()
+    except PluginError as error:
+        yield Finding("plugins", "broken", str(error))
+    else:
+        yield Finding("plugins", "ok", _plugin_names(manager))
+        yield from map(_pair, pairs_by_name(manager).values())
+        yield _looked_at("a blended generation", _blended_generation)
 
 
-def _diffusers_hooks() -> Finding:
-    """The router leans on what a denoiser with cache support offers; say so if a new diffusers moved it."""
-    from diffusers.models.cache_utils import CacheMixin
-
-    missing = [
-        name for name in ("cache_context", "_reset_stateful_cache", "enable_cache") if not hasattr(CacheMixin, name)
-    ]
-    if missing:
-        detail = f"CacheMixin has no {', '.join(missing)}: this diffusers is not supported. Install diffusers 0.42."
-        return Finding("diffusers' cache hooks", "broken", detail)
-    return Finding("diffusers' cache hooks", "ok", "cache contexts and resets reach both denoisers")
-
-
-def _device() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        return Finding("device", "ok", torch.cuda.get_device_name())
-    return Finding("device", "missing", "no CUDA device: fit for the reference pair, not for published models")
-
-
-def _encoder() -> Finding:
-    from av.codec import Codec
-
+def _looked_at(what: str, look: Callable[[], tuple[str, str]]) -> Finding:
+    """A finding even where looking fails: a doctor that dies of the disease names none."""
     try:
-        return Finding("video encoder", "ok", Codec("libx264", "w").long_name)
-    except ValueError:
-        return Finding("video encoder", "broken", "PyAV has no libx264. Install the `av` wheel: pip install av")
+        return Finding(what, *look())
+    except Exception as error:
+        return Finding(what, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _requirements() -> Iterator[Finding]:
+    """What the package itself declares to need here, in the version that is installed."""
+    from packaging.requirements import Requirement
+
+    for wanted in map(Requirement, importlib.metadata.requires(_DISTRIBUTION) or ()):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        remedy = f"Run: pip install '{wanted.name}{wanted.specifier}'"
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(wanted.name, "broken", f"not installed. {remedy}")
+            continue
+        if wanted.specifier.contains(version, prereleases=True):
+            yield Finding(wanted.name, "ok", version)
+        else:
+            yield Finding(wanted.name, "broken", f"{version}, but {wanted.specifier} is needed. {remedy}")
 
 
 def _extra(package: str, extra: str, purpose: str) -> Finding:
-    if importlib.util.find_spec(package):
+    try:
         return Finding(package, "ok", f"{importlib.metadata.version(package)}: {purpose}")
-    return Finding(package, "missing", f"without it, no {purpose}. Run: pip install 'flowblend-plugins[{extra}]'")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package, "missing", f"without it, no {purpose}. Run: pip install '{_DISTRIBUTION}[{extra}]'")
 
 
-def _local_pairs(manager: FlowblendPluginManager) -> list[Finding]:
-    """Pairs that come with a package have folders, which must be there; the others are on the hub."""
-    findings = []
-    for pair in pairs_by_name(manager).values():
-        if not isinstance(pair.large, Path):
-            findings.append(Finding(f"pair {pair.name}", "ok", f"on the hub: {pair.large} and {pair.small}"))
-        elif (pair.large / "model_index.json").is_file() and (Path(pair.small) / "config.json").is_file():
-            findings.append(Finding(f"pair {pair.name}", "ok", "its weights are here"))
-        else:
-            findings.append(Finding(f"pair {pair.name}", "broken", f"its weights are not in {pair.large.parent}"))
-    return findings
+def _cache_hooks() -> tuple[str, str]:
+    """The router leans on what a denoiser with cache support offers; say so if a new diffusers moved it."""
+    from diffusers.models.cache_utils import CacheMixin
+
+    missing = [n for n in ("cache_context", "_reset_stateful_cache", "enable_cache") if not hasattr(CacheMixin, n)]
+    if missing:
+        return "broken", f"this diffusers has no CacheMixin.{', CacheMixin.'.join(missing)}, so caches would go stale"
+    return "ok", "cache contexts and resets reach both denoisers"
+
+
+def _device() -> tuple[str, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return "ok", torch.cuda.get_device_name()
+    return "missing", "no CUDA device: fit for the reference pair, not for published models"
+
+
+def _encoder() -> tuple[str, str]:
+    from ..video import video_encoder
+
+    encoder = video_encoder()
+    if encoder is None:
+        return "broken", "PyAV has none that writes mp4. Install its wheel: pip install av"
+    if encoder != "libx264":
+        return "missing", f"PyAV has no libx264: videos are {encoder}, which browsers do not play. Run: pip install av"
+    return "ok", encoder
+
+
+def _plugin_names(manager: FlowblendPluginManager) -> str:
+    return ", ".join(name for name, plugin in manager.list_name_plugin() if plugin is not None)
+
+
+def _pair(pair: PairPreset) -> Finding:
+    """Pairs that come with a package have folders, which may not be there; the others are on the hub."""
+    what = f"pair {pair.name}"
+    if not isinstance(pair.large, Path):
+        return Finding(what, "ok", f"on the hub, loaded at first use: {pair.large} and {pair.small}")
+    for folder, config in ((pair.large, "model_index.json"), (Path(pair.small), "config.json")):
+        if not (folder / config).is_file() or not any(folder.rglob("*.safetensors")):
+            return Finding(what, "missing", f"--pair {pair.name} does not work: {folder} holds no saved weights")
+    return Finding(what, "ok", f"its weights are in {pair.large.parent}")
+
+
+def _blended_generation() -> tuple[str, str]:
+    """The core, tried on real pipeline classes with random weights: nothing else tells whether it works here."""
+    from ..blend import enable
+    from ..testing import generate, tiny_wan_denoiser, tiny_wan_pipeline
+
+    pipe = tiny_wan_pipeline()
+    plain = generate(pipe, num_inference_steps=5)
+    with enable(pipe, tiny_wan_denoiser(), "LSL") as blend:
+        blended = generate(pipe, num_inference_steps=5)
+    last = blend.trace.last
+    counts = {letter: last.num_forwards(letter, "compute") for letter in "LS"} if last is not None else {}
+    if counts != {"L": 6, "S": 4}:  # 5 steps of two guidance branches: L 1-2, S 3-4, L 5
+        return "broken", f"the schedule was not followed: {counts} forwards, expected 6 of L and 4 of S"
+    if blended.equal(plain) or not generate(pipe, num_inference_steps=5).equal(plain):
+        return "broken", "the small denoiser changed nothing, or its effect remained after disable()"
+    return "ok", "a tiny random pair followed its schedule, and the pipeline is what it was before"

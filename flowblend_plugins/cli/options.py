@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from ..errors import PairError, UsageError
 from ..manager import FlowblendPluginManager, pairs_by_name
 from ..presets import PairPreset
-from ..schedule import DEFAULT_EARLY, DEFAULT_LATE, NAMED_SCHEDULES, StageSchedule
+from ..schedule import NAMED_SCHEDULES, StageSchedule
 
 _SCHEDULE_HELP = (
     f"Which denoiser answers when: a name ({', '.join(NAMED_SCHEDULES)}), runs of steps (L:20,S:20,L:10), or sigma "
@@ -29,23 +30,23 @@ SmallOption = Annotated[
 ]
 ScheduleOption = Annotated[str, typer.Option("--schedule", help=_SCHEDULE_HELP)]
 EarlyOption = Annotated[
-    float | None, typer.Option("--early", help="Early stage, as a fraction of the steps. (default: the pair's)")
+    float | None, typer.Option("--early", help="Early stage, as a fraction of the steps. [default: the pair's]")
 ]
 LateOption = Annotated[
-    float | None, typer.Option("--late", help="Late stage, as a fraction of the steps. (default: the pair's)")
+    float | None, typer.Option("--late", help="Late stage, as a fraction of the steps. [default: the pair's]")
 ]
 AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", help='An acceleration to stack, as "name(option=value)"; may be repeated.'),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Number of inference steps. (default: the pair's)")
+    int | None, typer.Option("--steps", min=1, help="Number of inference steps. [default: the pair's]")
 ]
 GuidanceScaleOption = Annotated[
-    float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance. (default: the pair's)")
+    float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance. [default: the pair's]")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the initial noise.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show. (default: an example of the pair)")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the initial noise.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show. [default: an example of the pair]")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -78,15 +79,20 @@ def read_schedule(
 
     Raises:
         ScheduleError: the text cannot be read, or the fractions are wrong.
+        UsageError: it calls a denoiser that no option can give.
     """
+    if preset is not None and not any(mark in text for mark in ":,>"):  # runs and sigma bounds have their own
+        early = preset.early if early is None else early
+        late = preset.late if late is None else late
     schedule = StageSchedule.parse(text, early, late)
-    if schedule.runs[0].fraction is None:
-        return schedule
-    return StageSchedule.named(
-        schedule.text,
-        early if early is not None else preset.early if preset else DEFAULT_EARLY,
-        late if late is not None else preset.late if preset else DEFAULT_LATE,
-    )
+    unknown = sorted(schedule.letters - {"L", "S"})
+    if unknown:
+        raise UsageError(
+            f"--schedule {text!r} calls denoiser {', '.join(unknown)}, but a pair has L (large) and S (small). Write "
+            "the schedule with these letters; more than two denoisers can be blended from Python, with "
+            "flowblend_plugins.enable(denoisers=...)."
+        )
+    return schedule
 
 
 def find_preset(manager: FlowblendPluginManager, pair: str, large: str | None) -> PairPreset | None:
@@ -156,9 +162,16 @@ def load_pipeline(source: str | Path) -> Any:
             local_files_only=is_local,
         )
     except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        cause = " ".join(str(error).split())
+        cause = textwrap.shorten(str(error), 300, placeholder="").rstrip(" .")
         remedy = "" if is_local else " Is the id right, and is there a network?"
-        raise PairError(f"{source} cannot be loaded as a diffusers pipeline: {cause[:300]}.{remedy}") from error
+        raise PairError(f"{source} cannot be loaded as a diffusers pipeline: {cause}.{remedy}") from error
+    for name, component in pipeline.components.items():
+        # Weights that a file lacks stay on the meta device, where the first step would stumble over them.
+        if isinstance(component, torch.nn.Module) and any(weight.is_meta for weight in component.parameters()):
+            raise PairError(
+                f"{source}: the weights of its {name} are incomplete. Check that its safetensors files belong to its "
+                "config.json, or download it again."
+            )
     return pipeline.to("cuda") if on_cuda else pipeline
 
 

@@ -14,9 +14,17 @@ from .options import JsonOption
 
 
 def plugins(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """List plugins, adapters with their traits, pairs and metrics.
+    """List plugins with their distributions and hooks, adapters with their traits, pairs and metrics.
 
-    A plugin that breaks the others can be left out by name: FLOWBLEND_BLOCK=name flowblend plugins
+    The environment variable FLOWBLEND_BLOCK names plugins to leave out, separated by commas.
+
+    Examples:
+
+        flowblend plugins
+
+        flowblend plugins --json
+
+        FLOWBLEND_BLOCK=adapters flowblend plugins
     """
     listing = list_plugins(ctx.obj)
     if as_json:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..blend import Blend, enable
+from ..adapter import Adapter
 from ..errors import FlowBlendError, UsageError
 from ..manager import make_adapters
 from ..markers import hookimpl
-from ..router import REENTRY_POLICIES
+from ..presets import PairPreset
 from ..schedule import StageSchedule
 from ..step import StepContext
-from ..video import write_mp4
+from ..traits import REENTRY_POLICIES
 from .options import (
     AdapterOption,
     EarlyOption,
@@ -41,7 +42,7 @@ from .options import (
 )
 from .output import prepare_output_folder, write_json_atomically
 
-_DEFAULT_STEPS = 50
+PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
 def run(
@@ -58,26 +59,32 @@ def run(
     seed: SeedOption = 0,
     prompt: PromptOption = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels (default: the pair's)")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels (default: the pair's)")] = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames (default: the pair's).")] = None,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 8.0,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a second of the video.")] = 8.0,
     reentry: Annotated[
         str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
     ] = "recompute",
-    plan: Annotated[bool, typer.Option("--plan", help="Say which denoiser would answer when, and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say which denoiser would answer when, and stop. Nothing is loaded.")
+    ] = False,
     out: OutOption = Path("out/run"),
     as_json: JsonOption = False,
 ) -> None:
     """Make one video and say what ran.
 
+    DIR receives video.mp4 and run.json, which holds the schedule in steps, the trace of every denoiser call and FLOPs.
+
     Examples:
 
         flowblend run --prompt "a red circle moving left" --out out/first
 
-        flowblend run --schedule L:20,S:20,L:10 --adapter "unipc(num_inference_steps=50)"
+        flowblend run --schedule LSS --early 0.3 --plan
 
-        flowblend run --large ./wan14b --small ./wan1.3b --early 0.4 --late 0.2 --steps 50
+        flowblend run --schedule L:10,S:10,L:5 --adapter "unipc(num_inference_steps=25)"
+
+        flowblend run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --steps 50
     """
     manager = ctx.obj
     preset = find_preset(manager, pair, large)
@@ -85,29 +92,37 @@ def run(
     adapters = make_adapters(manager, adapter or ())
     if reentry not in REENTRY_POLICIES:
         raise UsageError(f"--reentry {reentry!r}: expected {' or '.join(REENTRY_POLICIES)}.")
-    known_steps = steps or (preset.call_defaults.get("num_inference_steps") if preset else None) or _DEFAULT_STEPS
-    if not adapters and not stages.needs_sigmas:
-        stages.assignments(known_steps)  # a misfit is told before anything is loaded
+    if small is None and preset is None and "S" in stages.letters:
+        raise UsageError(f"--large was given without --small, and schedule {stages.text} calls S. Give --small too.")
+    num_steps = _count_steps(steps, adapters, preset)
+    if plan:
+        if num_steps is None:
+            raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
+        _show_plan(stages, num_steps, as_json)
+        return
+    if num_steps is not None:
+        _resolve(stages, num_steps)  # a misfit is told before anything is loaded
     prepare_output_folder(out)
 
+    from ..blend import enable
+    from ..video import write_mp4
+
     opened = open_pair(manager, pair, large, small)
+    asked = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+    }
+    arguments = _call_arguments(opened, adapters, asked)
     progress = _Progress(quiet=as_json)
     with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, plugins=[progress]) as blend:
-        asked = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance_scale,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-        }
-        arguments = _call_arguments(opened, blend, asked)
-        resolved = _resolve(stages, blend, arguments)
-        if not as_json or plan:
-            _show_plan(stages, resolved, as_json)
-        if plan:
-            return
+        num_steps = num_steps or _default_of(opened.pipeline, "num_inference_steps")
+        if num_steps is not None and not as_json:
+            _show_plan(stages, num_steps, as_json)
         result = _generate(opened.pipeline, arguments, seed, progress)
         video = out / "video.mp4"
         write_mp4(result.frames[0], video, fps)
@@ -117,7 +132,7 @@ def run(
             "prompt": arguments["prompt"],
             "seed": seed,
             "schedule": stages.text,
-            "steps": resolved,
+            "steps": _resolve(stages, num_steps) if num_steps is not None else None,
             "adapters": adapter or [],
             "seconds": round(progress.seconds, 3),
             "trace": blend.trace.to_dict(),
@@ -132,11 +147,21 @@ def run(
             )
 
 
-def _call_arguments(opened: OpenedPair, blend: Blend, asked: dict[str, Any]) -> dict[str, Any]:
+def _count_steps(steps: int | None, adapters: Sequence[Adapter], preset: PairPreset | None) -> int | None:
+    """The number of steps that the options, an adapter or the pair asks for; ``None`` if it is left to the pipeline."""
+    for adapter in adapters:
+        count = getattr(adapter, "num_inference_steps", None)
+        if count is not None and steps is not None and count != steps:
+            raise UsageError(f"--steps {steps}, but {adapter.name} has num_inference_steps={count}. Leave one out.")
+        steps = steps if count is None else count
+    return steps or (preset.call_defaults.get("num_inference_steps") if preset else None)
+
+
+def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the pipeline call: what was asked, over what the pair is meant to be called with."""
     defaults = dict(opened.call_defaults)
-    if any(getattr(adapter, "num_inference_steps", None) for adapter in blend.adapters):
-        defaults.pop("num_inference_steps", None)  # the adapter sets it, unless the user asks for another number
+    if any(getattr(adapter, "num_inference_steps", None) for adapter in adapters):
+        defaults.pop("num_inference_steps", None)  # the adapter sets it
     given = {name: value for name, value in asked.items() if value is not None}
     arguments = defaults | given
     if "prompt" not in arguments:
@@ -151,18 +176,21 @@ def _call_arguments(opened: OpenedPair, blend: Blend, asked: dict[str, Any]) -> 
     return arguments
 
 
-def _resolve(stages: StageSchedule, blend: Blend, arguments: dict[str, Any]) -> str | None:
+def _default_of(pipeline: Any, argument: str) -> Any:
+    """What a pipeline takes for an argument that it is called without; ``None`` if it has no such argument."""
+    parameter = inspect.signature(type(pipeline).__call__).parameters.get(argument)
+    return parameter.default if parameter is not None else None
+
+
+def _resolve(stages: StageSchedule, num_steps: int) -> str | None:
     """The schedule in steps; ``None`` where only the sampler's sigmas will tell."""
-    if stages.needs_sigmas:
-        return None
-    counts = [getattr(adapter, "num_inference_steps", None) for adapter in blend.adapters]
-    steps = next((count for count in counts if count), arguments.get("num_inference_steps", _DEFAULT_STEPS))
-    return stages.describe(steps)
+    return None if stages.needs_sigmas else stages.describe(num_steps)
 
 
-def _show_plan(stages: StageSchedule, resolved: str | None, as_json: bool) -> None:
+def _show_plan(stages: StageSchedule, num_steps: int, as_json: bool) -> None:
+    resolved = _resolve(stages, num_steps)
     if as_json:
-        typer.echo(json.dumps({"schedule": stages.text, "steps": resolved}))
+        typer.echo(json.dumps({"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved}))
     else:
         typer.echo(f"{stages.text}: {resolved or 'by sigma; the sampler sets its sigmas when it runs'}")
 
@@ -198,7 +226,8 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=self._quiet) as self._bar:
+        quiet = self._quiet or not sys.stderr.isatty()  # in a log, all that is left of a bar is noise
+        with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as self._bar:
             self._task = self._bar.add_task("preparing", total=None)
             started = time.perf_counter()
             yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 USAGE, FAILURE = 2, 1
 
@@ -17,7 +20,7 @@ USAGE, FAILURE = 2, 1
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--schedule", "LQL"], ["LQL", "Q", "denoisers="]),
+        (["--schedule", "LQL"], ["'LQL'", "denoiser Q", "L (large) and S (small)"]),
         (["--schedule", "lsl"], ["lsl", "LSL"]),
         (["--schedule", "L:3,S"], ["L:3,S", "cannot be read"]),
         (["--early", "0.7", "--late", "0.6"], ["0.7", "0.6", "overlap", "at most 1"]),
@@ -29,6 +32,10 @@ USAGE, FAILURE = 2, 1
         (["--adapter", "unipc(steps=5)"], ["steps", "num_inference_steps"]),
         (["--adapter", "unipc(num_inference_steps=-1)"], ["num_inference_steps", "-1"]),
         (["--adapter", "unipc", "--adapter", "flow_euler"], ["unipc", "flow_euler"]),
+        (["--adapter", "unipc(num_inference_steps=6)"], ["--steps 5", "num_inference_steps=6", "Leave one out"]),
+        (["--height", "7"], ["WanPipeline refuses", "7", "divisible by 16"]),
+        (["--seed", "-1"], ["--seed", "0"]),
+        (["--fps", "inf"], ["--fps", "1000"]),
         (["--reentry", "sometimes"], ["sometimes", "recompute", "keep"]),
         (["--no-such-option"], ["--no-such-option"]),
         (["--steps", "many"], ["--steps", "integer"]),
@@ -40,8 +47,26 @@ def test_wrong_options(
     result = flowblend(*small_run, *options)
     for word in words:
         assert word in result.error_line
-    assert result.code == (FAILURE if options[0] == "--schedule" and options[1] == "LQL" else USAGE)
+    assert result.code == USAGE
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_large_pipeline_needs_a_small_one(flowblend: Callable[..., Any], saved_pair: Path, tmp_path: Path) -> None:
+    alone = ("run", "--large", saved_pair / "large", "--out", tmp_path / "out")
+    result = flowblend(*alone, "--prompt", "a red circle")
+    assert result.code == USAGE
+    assert "--small" in result.error_line
+    result = flowblend(*alone, "--schedule", "LLL")  # which calls no small one, but says nothing of what to show
+    assert result.code == USAGE
+    assert "--prompt" in result.error_line
+
+
+def test_more_frames_than_there_is_memory(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:
+    result = flowblend(*small_run, "--num-frames", str(4 * 10**11 + 1))
+    assert result.code == FAILURE
+    assert "out of memory" in result.error_line
+    assert "fewer frames" in result.error_line
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_unknown_pair_names_the_known_ones(flowblend: Callable[..., Any], tmp_path: Path) -> None:
@@ -100,6 +125,27 @@ def test_a_folder_with_pickles_only(
         assert "safetensors" in result.error_line
 
 
+def test_damaged_weights(flowblend: Callable[..., Any], small_run: list[str], saved_pair: Path, tmp_path: Path) -> None:
+    for damage, words in ((_cut_off, "Unable to load weights"), (_without_one_tensor, "incomplete")):
+        folder = tmp_path / damage.__name__
+        shutil.copytree(saved_pair / "large", folder)
+        damage(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        result = flowblend(*small_run, "--large", folder)
+        assert result.code == FAILURE
+        for word in (str(folder), "transformer", words):
+            assert word in result.error_line
+
+
+def _cut_off(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:2000])
+
+
+def _without_one_tensor(weights: Path) -> None:
+    tensors = load_file(weights)
+    del tensors["proj_out.weight"]
+    save_file(tensors, weights)
+
+
 def test_an_output_folder_that_cannot_be_written(
     flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
 ) -> None:
@@ -126,9 +172,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_broken_plugins_are_named(tmp_path: Path, kind: str) -> None:
-    sources, words = BROKEN[kind]
+@pytest.fixture
+def broken_plugins(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """An environment in which these plugins are installed beside ours."""
+    sources, _ = BROKEN[request.param]
     for distribution, source in sources.items():
         (tmp_path / f"{distribution}_plugin.py").write_text(source)
         metadata = tmp_path / f"{distribution}-1.0.dist-info"
@@ -136,14 +183,39 @@ def test_broken_plugins_are_named(tmp_path: Path, kind: str) -> None:
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
         name = "same" if len(sources) > 1 else distribution
         (metadata / "entry_points.txt").write_text(f"[flowblend_plugins]\n{name} = {distribution}_plugin\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "flowblend_plugins.cli", "plugins"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("broken_plugins", "words"), [(kind, BROKEN[kind][1]) for kind in BROKEN], indirect=["broken_plugins"]
+)
+def test_broken_plugins_are_named(broken_plugins: dict[str, str], words: list[str]) -> None:
+    result = _in_a_process("plugins", env=broken_plugins)
     assert result.returncode == FAILURE
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.parametrize("broken_plugins", ["fails to import"], indirect=True)
+def test_the_doctor_sees_a_broken_plugin_and_does_not_die_of_it(broken_plugins: dict[str, str]) -> None:
+    result = _in_a_process("doctor", "--json", env=broken_plugins)
+    assert result.returncode == FAILURE, result.stderr
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert findings["plugins"]["state"] == "broken"
+    assert "no module named wonders" in findings["plugins"]["detail"]
+    assert findings["torch"]["state"] == "ok"
+    assert _in_a_process("--version", env=broken_plugins).returncode == 0
+
+
+def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
+    arguments = ("run", "--pair", "nonesuch", "--out", str(tmp_path))
+    result = _in_a_process(*arguments, env=os.environ | {"FLOWBLEND_TRACEBACK": "1"})
+    assert "Traceback" in result.stderr
+    assert "Traceback" not in _in_a_process(*arguments, env=dict(os.environ)).stderr
+
+
+def _in_a_process(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flowblend_plugins.cli", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True)

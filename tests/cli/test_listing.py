@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from flowblend_plugins import __version__
+import flowblend_plugins
+from flowblend_plugins import PairPreset, __version__
+from flowblend_plugins.blend import enable
 from flowblend_plugins.cli import doctor
 from flowblend_plugins.manager import make_plugin_manager
 
@@ -40,18 +42,74 @@ def test_doctor_is_content_here(flowblend: Callable[..., Any]) -> None:
     findings = {finding["what"]: finding for finding in json.loads(result.out)["findings"]}
     assert findings["torch"]["state"] == "ok"
     assert findings["pair reference"]["state"] == "ok"
+    assert findings["a blended generation"]["state"] == "ok"
+    assert "pytest" not in findings  # which only the tests need
     assert "FlowBlending works here." in flowblend("doctor").out
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, flowblend: Callable[..., Any]) -> None:
-    monkeypatch.setattr(doctor, "_NEEDED", ("torch", "nonesuch"))
-    result = flowblend("doctor")
+    wanted = ["torch>=2", "nonesuch>=3", "pluggy<1", "absent; extra == 'more'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
+    result = flowblend("doctor", "--json")
     assert result.code == 1
-    assert "pip install nonesuch" in result.out
+    states = {finding["what"]: finding["state"] for finding in json.loads(result.out)["findings"]}
+    assert (states["torch"], states["nonesuch"], states["pluggy"]) == ("ok", "broken", "broken")
+    assert "absent" not in states
+    assert "pip install 'nonesuch>=3'" in result.out
+    assert "does not work here" in flowblend("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("lost", "found"),
+    [
+        ("_reset_stateful_cache", ["diffusers' cache hooks"]),
+        ("cache_context", ["diffusers' cache hooks", "a blended generation"]),
+    ],
+)
+def test_doctor_notices_a_diffusers_that_moved(
+    monkeypatch: pytest.MonkeyPatch, flowblend: Callable[..., Any], lost: str, found: list[str]
+) -> None:
+    monkeypatch.delattr(f"diffusers.models.cache_utils.CacheMixin.{lost}")
+    result = flowblend("doctor", "--json")
+    assert result.code == 1
+    broken = {f["what"]: f["detail"] for f in json.loads(result.out)["findings"] if f["state"] == "broken"}
+    assert list(broken) == found
+    assert all(lost in detail for detail in broken.values())
+
+
+def test_an_absent_pair_is_no_broken_core(tmp_path: Path) -> None:
+    pair = PairPreset(name="p", large=tmp_path / "large", small=tmp_path / "small", source="here")
+    finding = doctor._pair(pair)
+    assert finding.state == "missing"
+    assert str(tmp_path / "large") in finding.detail
 
 
 def test_version(flowblend: Callable[..., Any]) -> None:
     assert flowblend("--version").out.strip() == f"flowblend-plugins {__version__}"
+
+
+def test_help_loads_no_torch() -> None:
+    """Loading torch and diffusers takes seconds, which a user who only asks should not wait."""
+    program = (
+        "import sys; from flowblend_plugins.cli import run; run(['--help']); run(['matrix', 'run', '--help']); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'av', 'matplotlib', 'skimage'}; print(heavy & {*sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip().endswith("set()"), result.stdout + result.stderr
+
+
+def test_everything_the_package_names_is_there() -> None:
+    for name in flowblend_plugins.__all__:
+        assert getattr(flowblend_plugins, name).__module__.startswith(("flowblend_plugins", "pluggy"))
+    assert {*flowblend_plugins.__all__} <= {*dir(flowblend_plugins)}
+    assert flowblend_plugins.enable is enable
+    with pytest.raises(AttributeError, match="'nonesuch'"):
+        _ = flowblend_plugins.nonesuch
+
+
+def test_brackets_in_help_are_shown() -> None:
+    """Rich would take them for markup and swallow them."""
+    assert "[default: the pair's]" in BLOCKS["run"]
 
 
 def test_help_in_the_docs_is_the_real_one() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,9 @@ import av
 import numpy as np
 import pytest
 
+from flowblend_plugins import PairPreset
+from flowblend_plugins.cli import run
+from flowblend_plugins.cli.options import read_schedule
 from flowblend_plugins.errors import OutputError
 from flowblend_plugins.video import write_mp4
 
@@ -57,10 +62,54 @@ def test_an_adapter_sets_the_steps(flowblend: Callable[..., Any], small_run: lis
 def test_plan_says_who_would_answer_and_makes_nothing(
     flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
 ) -> None:
-    result = flowblend(*small_run, "--steps", "50", "--plan")
+    absent = ("--large", str(tmp_path / "absent"))  # which nothing looks for: a plan is free
+    result = flowblend(*small_run, *absent, "--steps", "50", "--plan")
     assert result.code == 0
     assert result.out.strip() == "LSL: L 1-20, S 21-40, L 41-50"
-    assert list((tmp_path / "out").iterdir()) == []
+    result = flowblend(*small_run, *absent, "--schedule", "L:3,S:2", "--plan", "--json")
+    assert json.loads(result.out) == {"schedule": "L:3,S:2", "num_inference_steps": 5, "steps": "L 1-3, S 4-5"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_boundaries_not_given_are_the_pairs() -> None:
+    pair = PairPreset(name="p", large="a/l", small="a/s", source="here", early=0.2, late=0.1)
+    assert read_schedule("LSL", None, None, pair).describe(10) == "L 1-2, S 3-9, L 10"
+    assert read_schedule("LSL", None, 0.7, pair).describe(10) == "L 1-2, S 3, L 4-10"
+    assert read_schedule("L:5,S:5", None, None, pair).describe(10) == "L 1-5, S 6-10"
+
+
+def test_without_steps_the_pipelines_own_number_is_told(flowblend: Callable[..., Any], small_run: list[str]) -> None:
+    without_steps = [a for a in small_run if a not in ("--steps", "5")]
+    assert flowblend(*without_steps, "--plan").code == 2  # it is not known before the pipeline is loaded
+    record = json.loads(flowblend(*without_steps, "--json").out)
+    assert (
+        len({call["step_index"] for call in record["trace"]["generations"][0]["calls"]}) == 50
+    )  # as WanPipeline has it
+    assert record["steps"] == "L 1-20, S 21-40, L 41-50"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("LSL", "late +L"), ("LSS", "late +S"), ("L:5", "intermediate +L")])
+def test_the_bar_says_which_denoiser_is_at_work(
+    flowblend: Callable[..., Any],
+    small_run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    last: str,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", terminal)
+        assert run([*small_run, "--schedule", schedule]) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(rf"{last} .* 5/5", shown), shown
+    result = flowblend(*small_run, "--schedule", schedule)  # standard error is no terminal here
+    assert (result.code, result.err) == (0, "")
 
 
 def test_interruption_leaves_nothing_half_written(small_run: list[str], tmp_path: Path) -> None:
@@ -90,6 +139,18 @@ def test_small_videos_are_enlarged_without_smoothing(tmp_path: Path) -> None:
     assert [frame.shape for frame in frames] == [(260, 364, 3)] * 3
     assert frames[1][:, :178].max() < 40
     assert frames[1][:, 186:].min() > 215
+
+
+def test_without_h264_there_is_mpeg4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = np.random.default_rng(0).random((5, 16, 16, 3))
+    monkeypatch.setattr("av.codecs_available", {"mpeg4"})
+    write_mp4(video, tmp_path / "v.mp4")
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    monkeypatch.setattr("av.codecs_available", set())
+    with pytest.raises(OutputError, match="pip install av"):
+        write_mp4(video, tmp_path / "w.mp4")
 
 
 def test_what_is_no_video_is_not_written(tmp_path: Path) -> None:
