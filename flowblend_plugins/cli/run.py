@@ -125,7 +125,6 @@ def run(
             _show_plan(stages, num_steps, as_json)
         result = _generate(opened.pipeline, arguments, seed, progress)
         video = out / "video.mp4"
-        write_mp4(result.frames[0], video, fps)
         record = {
             "video": str(video),
             "pair": opened.name,
@@ -137,6 +136,7 @@ def run(
             "seconds": round(progress.seconds, 3),
             "trace": blend.trace.to_dict(),
         }
+        write_mp4(result.frames[0], video, fps)  # all that takes time is done, so the two files appear together
         write_json_atomically(out / "run.json", record)
         if as_json:
             typer.echo(json.dumps(record, indent=2))

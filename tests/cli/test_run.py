@@ -130,6 +130,27 @@ def test_interruption_leaves_nothing_half_written(small_run: list[str], tmp_path
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "moment", ["flowblend_plugins.trace.Trace.to_dict", "av.VideoFrame.from_ndarray", "os.replace"]
+)
+def test_interruption_while_results_are_written(
+    flowblend: Callable[..., Any],
+    small_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, interrupt)
+        result = flowblend(*small_run)
+    assert result.code == 130
+    assert "interrupted" in result.error_line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_small_videos_are_enlarged_without_smoothing(tmp_path: Path) -> None:
     video = np.zeros((3, 10, 14, 3), np.float32)
     video[:, :, 7:] = 1.0
