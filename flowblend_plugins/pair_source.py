@@ -21,7 +21,7 @@ from .pair_configs import configs_of_folder, diffusers_class, kind_of, read_json
 from .pair_facts import Config
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Configs only: some kilobytes, whatever the model's size.
 _CONFIG_FILES = ["model_index.json", "config.json", "*/config.json", "*/scheduler_config.json"]
 _CONVERT = (
@@ -115,13 +115,13 @@ def _resolve(source: str | Path) -> tuple[Path, str | None]:
     if path.is_dir():
         return path, None
     if path.is_file():
-        if path.suffix in _PICKLE:
+        if path.suffix in PICKLE_SUFFIXES:
             raise PairError(f"{str(source)!r} is a pickle file, and pickle is refused: it can run any code. {_CONVERT}")
         raise PairError(
             f"{str(source)!r} is a file, but a folder with config.json and safetensors is needed. Load a single file "
             "with the denoiser class's from_single_file() and pass the object, or save_pretrained(folder) it once."
         )
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and path.suffix not in (*_PICKLE, ".safetensors"):
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and path.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
         return _hub_snapshot(source), source
     is_path = isinstance(source, Path) or source.startswith((".", "~")) or os.sep in source or "/" in source
     if is_path:
@@ -171,7 +171,7 @@ def _pipeline_subfolder(name: str, folder: Path, slot: str) -> str:
 
 
 def _no_model(name: str, folder: Path) -> str:
-    if any(file.suffix in _PICKLE for file in folder.iterdir()):
+    if any(file.suffix in PICKLE_SUFFIXES for file in folder.iterdir()):
         return f"{name!r} holds pickle files and no config.json, and pickle is refused: it can run any code. {_CONVERT}"
     return (
         f"{name!r} is no diffusers pipeline and no denoiser: it has neither model_index.json nor config.json. "
@@ -189,7 +189,7 @@ def _find_weights(name: str, folder: Path) -> str | None:
     variants = sorted({found[1] for found in map(pattern.fullmatch, names) if found})
     if variants:
         return variants[0]
-    if pickled := sorted(n for n in names if n.endswith(_PICKLE)):
+    if pickled := sorted(n for n in names if n.endswith(PICKLE_SUFFIXES)):
         raise PairError(
             f"{name!r} holds its weights as pickle only ({pickled[0]}), and pickle is refused: it can run any code. "
             f"{_CONVERT}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else here
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from flowblend_plugins.cli import run
+from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -21,3 +29,50 @@ settings.load_profile("flowblend")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_line(self) -> str:
+        """The one line that a user reads."""
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("flowblend: ")
+        return lines[0]
+
+
+@pytest.fixture(scope="session")
+def saved_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete tiny Wan pair as users keep it: ``large`` (a whole pipeline) and ``small`` (a denoiser alone)."""
+    root = tmp_path_factory.mktemp("pair")
+    pipe = tiny_wan_pipeline()
+    words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "circle": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=5, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    pipe.register_modules(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"),
+        text_encoder=UMT5EncoderModel(config).eval(),
+    )
+    pipe.save_pretrained(root / "large")
+    tiny_wan_denoiser().save_pretrained(root / "small")
+    return root
+
+
+@pytest.fixture
+def flowblend(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line in this process."""
+
+    def call(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call

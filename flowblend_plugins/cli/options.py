@@ -186,8 +186,10 @@ def hide_progress_bars() -> None:
 
 def _refuse_pickle(folder: Path) -> None:
     """Pickle executes what it holds, so a component that has nothing else is refused before anything is read."""
+    from ..pair_source import PICKLE_SUFFIXES
+
     for component in sorted(p for p in folder.iterdir() if p.is_dir()):
-        pickled = [p.name for p in component.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+        pickled = [p.name for p in component.iterdir() if p.suffix in PICKLE_SUFFIXES]
         if pickled and not any(component.glob("*.safetensors")):
             raise PairError(
                 f"{component} has its weights in pickle files only ({', '.join(pickled[:3])}), which can run any code "

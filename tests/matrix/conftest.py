@@ -1,4 +1,4 @@
-"""A complete tiny Wan pair, saved as users keep it, and a bench on it."""
+"""A bench on the tiny saved pair."""
 
 from __future__ import annotations
 
@@ -7,35 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from flowblend_compat_matrix.bench import Bench
 from flowblend_compat_matrix.prompts import PromptSet
-from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 5, "guidance_scale": 5.0}
-
-
-@pytest.fixture(scope="session")
-def saved_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``large`` (a whole pipeline) and ``small`` (a denoiser alone)."""
-    root = tmp_path_factory.mktemp("pair")
-    pipe = tiny_wan_pipeline()
-    words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "circle": 4}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    torch.manual_seed(0)
-    config = UMT5Config(vocab_size=5, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    pipe.register_modules(
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"),
-        text_encoder=UMT5EncoderModel(config).eval(),
-    )
-    pipe.save_pretrained(root / "large")
-    tiny_wan_denoiser().save_pretrained(root / "small")
-    return root
 
 
 @pytest.fixture

@@ -10,31 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import pytest
-
-from flowblend_plugins.cli import run
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def flowblend(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """The command line in this process."""
-
-    def call(*arguments: str | Path) -> Result:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture
@@ -70,7 +49,7 @@ CELL_FIELDS: dict[str, Any] = {
 }
 
 
-def test_a_whole_run(flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_whole_run(flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path) -> None:
     result = flowblend(*tiny_run)
     assert result.code == 0, result.err
     out = tmp_path / "out"
@@ -112,7 +91,7 @@ def test_a_whole_run(flowblend: Callable[..., Result], tiny_run: list[str], tmp_
 
 
 def test_the_report_is_rendered_again_from_the_results(
-    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
 ) -> None:
     assert flowblend(*tiny_run, "--schedule", "LSL").code == 0
     path = tmp_path / "out" / "report.html"
@@ -124,14 +103,14 @@ def test_the_report_is_rendered_again_from_the_results(
     assert "LSL" in result.out
 
 
-def test_json_is_what_was_written(flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path) -> None:
+def test_json_is_what_was_written(flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path) -> None:
     result = flowblend(*tiny_run, "--schedule", "LSL", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out) == json.loads((tmp_path / "out" / "matrix.json").read_text())
 
 
 def test_adapters_are_crossed_with_schedules(
-    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
 ) -> None:
     without_steps = [text for text in tiny_run if text not in ("--steps", "5")]
     stack = "flow_euler(num_inference_steps=4)"
@@ -160,7 +139,7 @@ def test_adapters_are_crossed_with_schedules(
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    flowblend: Callable[..., Result], tiny_run: list[str], tmp_path: Path, extra: tuple[str, ...], said: str
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path, extra: tuple[str, ...], said: str
 ) -> None:
     result = flowblend(*tiny_run, *extra)
     assert result.code == 2
@@ -169,7 +148,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_large_without_small_is_refused(flowblend: Callable[..., Result], saved_pair: Path, tmp_path: Path) -> None:
+def test_large_without_small_is_refused(flowblend: Callable[..., Any], saved_pair: Path, tmp_path: Path) -> None:
     result = flowblend("matrix", "run", "--large", saved_pair / "large", "--prompt", "a", "--out", tmp_path / "out")
     assert result.code == 2
     assert "--small" in result.err
@@ -185,7 +164,7 @@ def test_large_without_small_is_refused(flowblend: Callable[..., Result], saved_
     ],
 )
 def test_results_that_cannot_be_read(
-    flowblend: Callable[..., Result], tmp_path: Path, content: str | None, said: str
+    flowblend: Callable[..., Any], tmp_path: Path, content: str | None, said: str
 ) -> None:
     if content is not None:
         (tmp_path / "matrix.json").write_text(content)
