@@ -11,7 +11,7 @@ from torch import nn
 
 from .adapter import Adapter, AttachTarget
 from .errors import PairError, RoutingError, ScheduleError
-from .manager import PluginOrigin, make_adapters, make_plugin_manager
+from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager
 from .pair import check_blendable, load_denoiser
 from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .router import ModelRouter, router_of
@@ -72,7 +72,7 @@ class Blend:
         trace: what ran, generation by generation.
         schedule: the stage schedule in force.
         denoisers: letter to denoiser.
-        adapters: the attached adapters.
+        adapters: the attached adapters: first those of set-ups that the pipeline brought along, then those asked for.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Blend:
         self.pipeline = pipe
         self.schedule = schedule
         self.plugin_manager = make_plugin_manager(plugins)
-        self.adapters = make_adapters(self.plugin_manager, adapters)
+        requested = make_adapters(self.plugin_manager, adapters)
+        self.adapters = (*adopted_adapters(self.plugin_manager, pipe, requested), *requested)
         self._setting = setting_of(pipe, slot, schedule, reentry)
         judge_adapters(self.adapters, pipe, self._setting).refuse_if_it_must()
         self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})

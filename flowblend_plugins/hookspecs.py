@@ -43,6 +43,11 @@ def flowblend_register_commands(app: typer.Typer) -> None:
 
 
 @hookspec
+def flowblend_adopt(pipeline: Any) -> Iterable[Adapter]:  # type: ignore[empty-body]
+    """Adapters for accelerations that the user put on this pipeline before enabling; they join the stack."""
+
+
+@hookspec
 def flowblend_configure_generation(pipeline: Any, call_arguments: dict[str, Any]) -> None:
     """Change a pipeline call before it sets its timesteps; ``call_arguments`` are its keyword arguments, mutable."""
 

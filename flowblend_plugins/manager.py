@@ -168,6 +168,27 @@ def make_adapters(manager: FlowblendPluginManager, specs: Iterable[str | Adapter
     return tuple(adapters)
 
 
+def adopted_adapters(manager: FlowblendPluginManager, pipe: Any, requested: Iterable[Adapter]) -> tuple[Adapter, ...]:
+    """Adapters for set-ups that a pipeline brings along, without those that were asked for by name already.
+
+    Raises:
+        PluginError: a plugin fails, or gives something that is no adapter.
+    """
+    names = {adapter.name for adapter in requested}
+    adopted: list[Adapter] = []
+    for implementation in manager.hook.flowblend_adopt.get_hookimpls():
+        origin = manager.origin(implementation.plugin)
+        try:
+            found = list(implementation.function(*[pipe][: len(implementation.argnames)]) or ())
+        except Exception as error:
+            raise PluginError(f"{origin} fails in flowblend_adopt: {_cause(error)}. {origin.remedy}") from error
+        for adapter in found:
+            if not isinstance(adapter, Adapter):
+                raise PluginError(f"{origin}: flowblend_adopt gave {adapter!r}, expected an Adapter. {origin.remedy}")
+        adopted += [adapter for adapter in found if adapter.name not in names]
+    return tuple(adopted)
+
+
 class _Contributions:
     """What plugins give through one register hook, each name once, each with the plugin that gave it."""
 

@@ -171,6 +171,10 @@ class RecordingPlugin:
         self.calls.append(("flowblend_register_commands", {"app": app}))
 
     @hookimpl
+    def flowblend_adopt(self, pipeline: Any) -> None:
+        self.calls.append(("flowblend_adopt", {"pipeline": pipeline}))
+
+    @hookimpl
     def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
         self.calls.append(
             ("flowblend_configure_generation", {"pipeline": pipeline, "call_arguments": dict(call_arguments)})

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
+from flowblend_adapters.step_reduction.unipc import UniPC
 from flowblend_plugins import hookspecs
 from flowblend_plugins.manager import make_plugin_manager
 from flowblend_plugins.markers import HOOK_PREFIX
@@ -158,6 +159,49 @@ def test_what_an_adapter_attaches_hears_the_hooks_of_its_blend_alone() -> None:
     assert blend.trace.last is not None
     assert plain.trace.last is not None
     assert (len(blend.trace.last.calls), len(plain.trace.last.calls)) == (6, 10)
+
+
+class Adopting:
+    """Finds a set-up on every pipeline that has one."""
+
+    @fb.hookimpl
+    def flowblend_adopt(self, pipeline: Any) -> list[Any]:
+        return [UniPC(num_inference_steps=3)] if hasattr(pipeline, "set_up") else []
+
+
+def test_adopt_joins_the_stack_ahead_of_what_was_asked_for() -> None:
+    pipe = tiny_wan_pipeline()
+    pipe.set_up = True
+    with fb.enable(pipe, schedule="LLL", plugins=[Adopting()]) as blend:
+        assert [adapter.name for adapter in blend.adapters] == ["unipc"]
+        generate(pipe, None)
+    assert blend.trace.last is not None
+    assert len(blend.trace.last.calls) == 6
+    with fb.enable(tiny_wan_pipeline(), schedule="LLL", plugins=[Adopting()]) as blend:
+        assert blend.adapters == ()
+
+
+def test_adopt_does_not_add_what_was_asked_for_by_name_and_is_judged_with_the_stack() -> None:
+    pipe = tiny_wan_pipeline()
+    pipe.set_up = True
+    with fb.enable(pipe, schedule="LLL", adapters=["unipc(flow_shift=5.0)"], plugins=[Adopting()]) as blend:
+        assert blend.adapters == (UniPC(flow_shift=5.0),)
+    with pytest.raises(fb.StackError, match="'unipc' and 'dpmpp_2m' both decide the sampler"):
+        fb.enable(pipe, schedule="LLL", adapters=["dpmpp_2m"], plugins=[Adopting()])
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [(lambda: ["unipc"], "gave 'unipc', expected an Adapter"), (lambda: 1 / 0, "fails in flowblend_adopt: ZeroDiv")],
+)
+def test_adopt_gone_wrong_names_the_plugin(gives: Any, said: str) -> None:
+    class Wrong:
+        @fb.hookimpl
+        def flowblend_adopt(self) -> Any:
+            return gives()
+
+    with pytest.raises(fb.PluginError, match=f"Wrong.*{said}"):
+        fb.enable(tiny_wan_pipeline(), schedule="LLL", plugins=[Wrong()])
 
 
 # -- the contract as a whole ---------------------------------------------------------------------------------------
