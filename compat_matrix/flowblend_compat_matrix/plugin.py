@@ -30,8 +30,8 @@ REFERENCE = PairPreset(
     },
     source="Trained for this package (docs/reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN.",
     example_prompts=(
-        "a red striped circle moving left and a blue square over checkers",
-        "a dotted triangle and a white ring standing still",
+        "a red striped circle moving left over checkers",
+        "a dotted triangle standing still",
         "a purple cross",
     ),
 )

@@ -9,8 +9,10 @@ from flowblend_compat_matrix.reference import text as text_module
 from flowblend_compat_matrix.reference.world import (
     BACKGROUNDS,
     COLOURS,
+    GRID,
     MIN_VISIBLE_FRACTION,
     NUM_FRAMES,
+    PALETTES,
     SIZE,
     Attribute,
     caption,
@@ -48,7 +50,7 @@ def test_videos_have_the_shape_type_and_range_that_is_promised():
 
 def test_every_object_of_a_scene_can_be_seen_and_no_shape_comes_twice():
     for scene in scenes(50):
-        assert 2 <= len(scene.objects) <= 3
+        assert 1 <= len(scene.objects) <= 2
         assert min(visible_fractions(scene)) >= MIN_VISIBLE_FRACTION
         assert len({item.shape for item in scene.objects}) == len(scene.objects)
 
@@ -59,7 +61,7 @@ def test_an_object_is_drawn_in_its_colour_where_it_stands():
         if front.shape in ("ring", "cross") or front.texture != "plain":
             continue
         x, y = (int(coordinate) for coordinate in front.centre)
-        middle = render(scene)[NUM_FRAMES // 2, min(y, SIZE - 1), min(x, SIZE - 1)]
+        middle = render(scene)[NUM_FRAMES // 2, y, x]
         np.testing.assert_allclose(middle, COLOURS[front.colour], atol=1e-5)
 
 
@@ -67,6 +69,15 @@ def test_moving_objects_move_the_way_they_are_said_to():
     for scene in scenes(40, seed=3):
         for item in scene.objects:
             assert (item.speed > 0) == (item.motion != "still")
+
+
+def test_what_a_caption_leaves_to_chance_is_mostly_discrete():
+    many = scenes(300)
+    centres = {coordinate for scene in many for item in scene.objects for coordinate in item.centre}
+    assert centres <= {float(GRID * cell) for cell in range(2, SIZE // GRID - 1)}
+    assert len({scene.background.colours for scene in many}) == len(PALETTES)
+    sharp = [scene.background for scene in many if scene.background.kind in ("stripes", "checkers")]
+    assert {phase for background in sharp for phase in background.phase} == {0.0, 0.25, 0.5, 0.75}
 
 
 def test_a_caption_names_only_what_is_there_and_its_attributes_are_its_words():
@@ -90,9 +101,7 @@ def test_a_caption_names_only_what_is_there_and_its_attributes_are_its_words():
 def test_captions_leave_something_to_chance():
     rng = np.random.default_rng(1)
     num_said = [len(caption(scene, rng).attributes) for scene in scenes(200)]
-    most = max(4 * len(scene.objects) + 1 for scene in scenes(200))
-    assert max(num_said) < most
-    assert len(set(num_said)) > 3
+    assert set(num_said) == {1, 2, 3, 4, 5}
 
 
 def test_all_words_of_the_world_are_in_the_vocabulary():
@@ -103,7 +112,7 @@ def test_all_words_of_the_world_are_in_the_vocabulary():
     assert set(BACKGROUNDS) <= known
 
 
-@pytest.mark.parametrize("text", ["a red striped circle moving left and a blue square over checkers", ""])
+@pytest.mark.parametrize("text", ["a red striped circle moving left over checkers", ""])
 def test_the_tokenizer_ends_every_text_and_gives_the_words_back(text, tmp_path):
     tokenizer = text_module.make_tokenizer()
     tokenizer.save_pretrained(tmp_path)

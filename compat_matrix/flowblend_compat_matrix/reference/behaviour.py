@@ -2,16 +2,17 @@
 
 ``python -m flowblend_compat_matrix.reference.behaviour [--weights DIR] [--prompts N]``
 
-Every schedule makes the same prompts from the same seeds, at 50 UniPC steps and guidance 5, and is compared with
+Every schedule makes the same prompts from the same seeds, at the pair's own operating point, and is compared with
 the large denoiser alone (LLL). The figures stand beside those measured on the published WAN clips.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from numpy.typing import NDArray
 import flowblend_plugins
 
 from ..metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
-from .behaviour_page import EARLY, LATE, NUM_WORLD_VIDEOS, PUBLISHED, Check, Row, check, to_markdown
+from .behaviour_page import EARLY, HALF, LATE, NUM_WORLD_VIDEOS, PUBLISHED, REUSE, Check, Row, check, to_markdown
 from .card import through_codec
 from .classifier import AttributeClassifier
-from .denoisers import FLOW_SHIFT, forward_flops
+from .denoisers import SAMPLING_SHIFT, forward_flops
 from .pair import (
     CALL_DEFAULTS,
     WEIGHTS,
@@ -43,6 +44,8 @@ Videos = NDArray[np.float32]
 
 NUM_PROMPTS = 64
 BATCH = 16
+STEPS: int = CALL_DEFAULTS["num_inference_steps"]
+REUSE_EVERY = 3
 
 
 def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call: Any) -> Videos:
@@ -61,11 +64,41 @@ def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call
     return np.concatenate(parts)
 
 
-def _blended(pair: ReferencePair, captions: list[Caption], schedule: str) -> tuple[Videos, int, int]:
+def blended(pair: ReferencePair, captions: list[Caption], schedule: str) -> tuple[Videos, int, int]:
+    """One video for each caption under a schedule, and how many steps each denoiser answers."""
     with flowblend_plugins.enable(pair.pipeline, small=pair.small, schedule=schedule, early=EARLY, late=LATE) as blend:
         videos = generate(pair, captions)
-        letters = [one.denoiser for one in blend.schedule.assignments(CALL_DEFAULTS["num_inference_steps"])]
+        letters = [one.denoiser for one in blend.schedule.assignments(STEPS)]
     return videos, letters.count("L"), letters.count("S")
+
+
+@contextlib.contextmanager
+def reusing_velocities(pair: ReferencePair) -> Iterator[None]:
+    """Answer every third step with the velocities of the step before: what a cache at 1.5x does at its simplest.
+
+    Two calls a step, so each guidance branch has a velocity of its own.
+    """
+    denoiser = pair.pipeline.transformer
+    forward, calls, kept = denoiser.forward, 0, {}
+
+    def reuse(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        step, branch = divmod(calls % (2 * STEPS), 2)
+        calls += 1
+        if step % REUSE_EVERY != REUSE_EVERY - 1:
+            kept[branch] = forward(*args, **kwargs)
+        return kept[branch]
+
+    denoiser.forward = reuse
+    try:
+        yield
+    finally:
+        del denoiser.forward
+
+
+def _reused(pair: ReferencePair, captions: list[Caption]) -> tuple[Videos, int, int]:
+    with reusing_velocities(pair):
+        return generate(pair, captions), STEPS - STEPS // REUSE_EVERY, 0
 
 
 def _measure(
@@ -90,6 +123,7 @@ def _measure(
         num_small_steps=steps[1],
         psnr_db=None if psnrs is None else float(np.mean(psnrs)),
         psnr_std_db=None if psnrs is None else float(np.std(psnrs)),
+        psnr_by_prompt_db=None if psnrs is None else [round(value, 3) for value in psnrs],
         ssim=None if ssims is None else float(np.mean(ssims)),
         ssim_std=None if ssims is None else float(np.std(ssims)),
         alignment=classifier.alignment(videos, [item.attributes for item in captions]),
@@ -123,15 +157,20 @@ def measure(
         rows.append(_measure(name, videos, reference, captions, classifier, world_features, steps, seconds))
         report(f"{name}: {seconds:.0f} s, PSNR {rows[-1].psnr_db}, alignment {rows[-1].alignment:.3f}")
 
-    add("LLL", None, lambda: (generate(pair, captions), 50, 0))
+    add("LLL", None, lambda: (generate(pair, captions), STEPS, 0))
     for schedule in ("SSS", "SLL", "LSS", "LSL", "SSL"):
-        add(schedule, "LLL", lambda schedule=schedule: _blended(pair, captions, schedule))
-    add("25 steps", "LLL", lambda: (generate(pair, captions, num_inference_steps=25), 25, 0))
+        add(schedule, "LLL", lambda schedule=schedule: blended(pair, captions, schedule))
+
+    def with_half() -> tuple[Videos, int, int]:
+        return generate(pair, captions, num_inference_steps=STEPS // 2), STEPS // 2, 0
+
+    add(HALF, "LLL", with_half)
+    add(REUSE, "LLL", lambda: _reused(pair, captions))
     unipc = pair.pipeline.scheduler
-    pair.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+    pair.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT)
     try:
-        add("Euler, 50 steps", None, lambda: (generate(pair, captions), 50, 0))
-        add("Euler, 25 steps", "Euler, 50 steps", lambda: (generate(pair, captions, num_inference_steps=25), 25, 0))
+        add("Euler", None, lambda: (generate(pair, captions), STEPS, 0))
+        add(f"Euler, {HALF}", "Euler", with_half)
     finally:
         pair.pipeline.scheduler = unipc
     return rows

@@ -97,7 +97,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         "Written by `python -m flowblend_compat_matrix.reference.train`; the loss curves are in `training_card.json`.",
         "",
         f"Trained on {card['machine']}, torch {card['torch']}. The data is made by `reference/world.py`: 9 frames "
-        f"of 64x64, two or three of {len(SHAPES)} shapes over one of four backgrounds. The denoisers saw "
+        f"of 64x64, one or two of {len(SHAPES)} shapes over one of four backgrounds. The denoisers saw "
         f"{card['num_encoded_videos']} videos, encoded once, with four captions each; everything else saw "
         "fresh videos at every step.",
         "",

@@ -14,7 +14,10 @@ from .codec import LATENT_CHANNELS
 from .text import MAX_SEQUENCE_LENGTH, TEXT_DIM
 
 LATENT_SHAPE = (LATENT_CHANNELS, 3, 8, 8)
-FLOW_SHIFT = 3.0
+TRAINING_SHIFT = 3.0
+SAMPLING_SHIFT = 1.0
+"""Chosen by behaviour (docs/reference_pair.md): larger steps at high noise, where the layout is decided."""
+
 CAPTION_DROPOUT = 0.1
 
 
@@ -69,9 +72,9 @@ def forward_flops(config: dict[str, object]) -> int:
 
 
 def sample_sigmas(num: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels in 0..1, uniform before the shift that the pipeline's sampler applies too."""
+    """Noise levels in 0..1, uniform before the shift towards noise that Wan is trained with."""
     uniform = torch.rand(num, generator=generator)
-    return FLOW_SHIFT * uniform / (1.0 + (FLOW_SHIFT - 1.0) * uniform)
+    return TRAINING_SHIFT * uniform / (1.0 + (TRAINING_SHIFT - 1.0) * uniform)
 
 
 def flow_matching_loss(

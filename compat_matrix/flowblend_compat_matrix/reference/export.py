@@ -12,7 +12,7 @@ from torch import nn
 from .classifier import AttributeClassifier
 from .codec import latent_statistics, make_codec
 from .dataset import load_dataset
-from .denoisers import FLOW_SHIFT, LARGE, SMALL, DenoiserSize, make_denoiser
+from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, DenoiserSize, make_denoiser
 from .text import TextTrainer
 
 
@@ -48,9 +48,9 @@ def _load_denoiser(size: DenoiserSize, folder: Path) -> WanTransformer3DModel:
 
 
 def make_scheduler() -> UniPCMultistepScheduler:
-    """The sampler that Wan ships with, at the shift the pair was trained with."""
+    """The sampler that Wan ships with, at the shift the pair is used with."""
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SAMPLING_SHIFT, num_train_timesteps=1000
     )
 
 
