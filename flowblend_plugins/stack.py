@@ -52,7 +52,8 @@ def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, ar
     parameters = inspect.signature(type(pipe).__call__).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     values = defaults | dict(arguments)
-    scale = values.get("guidance_scale")
+    # Where there is a true_cfg_scale (HunyuanVideo), guidance_scale is but an input of a guidance-distilled denoiser.
+    scale = values.get("true_cfg_scale", values.get("guidance_scale"))
     known = dataclasses.replace(
         setting,
         guidance=None if scale is None else scale > 1.0,

@@ -193,17 +193,16 @@ def _on_this_pipeline(name: str, traits: AdapterTraits, setting: StackSetting) -
             f"{name!r} is right only without classifier-free guidance, and guidance is on",
             "Call the pipeline with guidance_scale=1.0.",
         )
-    if (
-        traits.carries_step_state
-        and not traits.tells_branches_apart
-        and setting.branches_called_apart
-        and setting.guidance is not False
-    ):
-        yield _refused(
-            f"{name!r} keeps one state for both guidance branches, and {pipeline} calls the denoiser once for each, "
-            "so one branch would be answered from the other's state",
-            f"Leave out {name!r}, or use a cache that tells branches apart.",
-        )
+    if traits.carries_step_state and not traits.tells_branches_apart and setting.branches_called_apart:
+        found = f"{name!r} keeps one state for both guidance branches, and {pipeline} calls the denoiser once for each"
+        if setting.guidance:
+            yield _refused(
+                f"{found}, so one branch would be answered from the other's state",
+                f"Call the pipeline with guidance_scale=1.0, leave out {name!r}, or use a cache that tells branches "
+                "apart.",
+            )
+        elif setting.guidance is None:
+            yield Reason(Composition.COMPOSES, f"{found}; it is right without guidance, and a call with it is refused")
 
 
 def _over_time(name: str, traits: AdapterTraits, setting: StackSetting) -> Iterator[Reason]:

@@ -89,7 +89,7 @@ def test_keeping_state_is_as_asked_and_says_so() -> None:
         ),
         (
             (dataclasses.replace(BLOCK_CACHE, tells_branches_apart=False),),
-            {},
+            {"guidance": True},
             "one branch would be answered from the other's state",
         ),
     ],
@@ -114,12 +114,18 @@ def test_what_cannot_work_is_refused_with_the_remedy(
         (dataclasses.replace(BLOCK_CACHE, needs_uninterrupted_steps=True), {"denoiser_changes": False}),
         (dataclasses.replace(BLOCK_CACHE, tells_branches_apart=False), {"branches_called_apart": False}),
         (dataclasses.replace(BLOCK_CACHE, tells_branches_apart=False), {"guidance": False}),
+        (dataclasses.replace(BLOCK_CACHE, tells_branches_apart=False), {"guidance": None}),
         (dataclasses.replace(SOLVER, pipeline_classes=frozenset({"DiffusionPipeline"})), {}),
         (dataclasses.replace(SOLVER, denoiser_classes=frozenset({"ModelMixin"})), {}),
     ],
 )
 def test_the_same_is_not_refused_where_the_fact_is_another(traits: AdapterTraits, setting: dict[str, object]) -> None:
     assert verdict(traits, **setting).composition is not Composition.REFUSED
+
+
+def test_before_a_call_says_whether_it_guides_a_cache_of_one_state_is_allowed_with_its_condition() -> None:
+    found = verdict(dataclasses.replace(BLOCK_CACHE, tells_branches_apart=False))
+    assert any("right without guidance, and a call with it is refused" in str(reason) for reason in found.reasons)
 
 
 def test_a_cache_whose_warm_up_takes_every_step_is_inert() -> None:

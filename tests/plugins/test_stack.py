@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from diffusers import AnimateDiffPipeline, WanVideoToVideoPipeline
+from diffusers import AnimateDiffPipeline, HunyuanVideoPipeline, WanVideoToVideoPipeline
 
 import flowblend_plugins as fb
-from flowblend_plugins.stack import judge_adapters, setting_of
+from flowblend_plugins.stack import judge_adapters, judge_call, setting_of
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -93,6 +93,14 @@ def test_a_misspelt_hook_of_an_attached_adapter_is_an_error_and_takes_everything
     with pytest.raises(fb.PluginError, match=r"'attached unguided' implements flowblend_rout.*mean flowblend_route\?"):
         fb.enable(pipe, tiny_wan_denoiser(), adapters=[Typo()])
     assert snapshot.differences(pipe) == []
+
+
+def test_a_guidance_distilled_denoiser_is_guided_by_true_cfg_scale() -> None:
+    pipe = HunyuanVideoPipeline.__new__(HunyuanVideoPipeline)
+    pipe.__dict__["transformer"] = tiny_wan_denoiser()
+    setting = setting_of(pipe, "transformer", LSL, "recompute")
+    verdicts = [judge_call([Unguided()], setting, pipe, call) for call in ({}, {"true_cfg_scale": 6.0})]
+    assert [verdict.composition is Composition.REFUSED for verdict in verdicts] == [False, True]
 
 
 @pytest.mark.parametrize(("make", "apart"), [(tiny_wan_pipeline, True), (tiny_ltx_pipeline, False)])
