@@ -1,0 +1,37 @@
+"""Which denoisers a cache is put on: the option ``denoisers`` that every caching adapter has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flowblend_plugins import AttachTarget, StackError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_stage_options(denoisers: str | None, warmup_steps: int) -> None:
+    """Raise ``ValueError`` unless ``denoisers`` is ``None`` or letters, and ``warmup_steps`` counts steps."""
+    if denoisers is not None and not (denoisers and denoisers.isalpha() and denoisers.isupper()):
+        raise ValueError(f'denoisers={denoisers!r}: expected the letters of denoisers, like "L" or "LS"')
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps}: expected at least 0")
+
+
+def choose_denoisers(name: str, letters: str | None, target: AttachTarget) -> Mapping[str, nn.Module]:
+    """The denoisers that adapter ``name`` is put on, by letter; all of them where ``letters`` is ``None``.
+
+    Raises:
+        StackError: one of the letters is no denoiser of this blend.
+    """
+    if letters is None:
+        return dict(target.denoisers)
+    unknown = [letter for letter in dict.fromkeys(letters) if letter not in target.denoisers]
+    if unknown:
+        there = ", ".join(sorted(target.denoisers))
+        raise StackError(
+            f"{name!r}: denoisers={letters!r} names {', '.join(unknown)}, and the denoisers of this blend are {there}. "
+            "Name only these, or leave the option out to put the cache on all of them."
+        )
+    return {letter: target.denoisers[letter] for letter in dict.fromkeys(letters)}

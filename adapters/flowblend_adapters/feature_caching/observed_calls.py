@@ -1,0 +1,85 @@
+"""What a cached denoiser really did at a call: observed beneath the cache, never derived again from its rule."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flowblend_plugins.step import StepContext
+    from flowblend_plugins.trace import Outcome, Trace
+
+
+class Probe:
+    """Whether something beneath a cache has run since :attr:`has_run` was last set to ``False``."""
+
+    __slots__ = ("has_run",)
+
+    def __init__(self) -> None:
+        self.has_run = False
+
+    def on(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, noted when it runs; its signature stays readable."""
+
+        @functools.wraps(function)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.has_run = True
+            return function(*args, **kwargs)
+
+        return noted
+
+
+@contextlib.contextmanager
+def probe_beneath(module: nn.Module) -> Iterator[Probe]:
+    """A probe on the forward of a module that is to be cached; enter it before the cache is put on."""
+    probe = Probe()
+    is_own = "forward" in module.__dict__
+    forward = module.forward
+    noted = probe.on(forward)
+    module.forward = noted
+    try:
+        yield probe
+    finally:
+        if module.__dict__.get("forward") is noted:  # else somebody has wrapped it, and keeps it in use
+            if is_own:
+                module.forward = forward
+            else:
+                del module.__dict__["forward"]
+
+
+@contextlib.contextmanager
+def observed_calls(
+    denoiser: nn.Module,
+    probes: Sequence[Probe],
+    trace: Trace,
+    skipped_outcome: Outcome,
+    before_call: Callable[[StepContext], None],
+) -> Iterator[None]:
+    """Report every routed call of a denoiser in which one of the probes did not run.
+
+    Args:
+        denoiser: the cached denoiser.
+        probes: on what runs in a call that is computed.
+        trace: of the blend.
+        skipped_outcome: ``"reuse"`` or ``"predict"``: what to report of such a call.
+        before_call: told where each routed call stands, before the cache decides.
+    """
+
+    def start(module: nn.Module, args: Any) -> None:
+        for probe in probes:
+            probe.has_run = False
+        if trace.step is not None:
+            before_call(trace.step)
+
+    def finish(module: nn.Module, args: Any, output: Any) -> None:
+        if trace.step is not None and not all(probe.has_run for probe in probes):
+            trace.report_outcome(skipped_outcome)
+
+    with contextlib.ExitStack() as undo:
+        undo.callback(denoiser.register_forward_pre_hook(start).remove)
+        undo.callback(denoiser.register_forward_hook(finish).remove)
+        yield
