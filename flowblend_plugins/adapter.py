@@ -47,6 +47,9 @@ class Adapter(abc.ABC):
     traits: ClassVar[AdapterTraits]
     """Facts about the technique, from which the core judges what it stacks with."""
 
+    suggested: ClassVar[tuple[str, ...]] = ()
+    """Settings worth trying, the careful one first, as ``"name(option=value)"``: what the matrix takes of a family."""
+
     @abc.abstractmethod
     def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
         """A context manager with the technique on, from entering it until leaving it.

@@ -320,6 +320,10 @@ class AdapterContract:
         adapter = self.adapter(self.spec)
         assert self.adapter(write_spec(adapter)) == adapter, f"{write_spec(adapter)} is not {adapter}"
 
+    def test_suggested_settings_are_its_own(self) -> None:
+        for text in type(self.adapter(self.spec)).suggested:
+            assert type(self.adapter(text)) is type(self.adapter(self.spec)), f"{text} is another adapter"
+
     def test_wrong_options_are_refused_by_name(self) -> None:
         assert self.wrong_specs, "wrong_specs is empty: say what must be refused"
         for spec in self.wrong_specs:

@@ -30,9 +30,10 @@ from flowblend_plugins.cli.options import (
 )
 from flowblend_plugins.cli.output import prepare_output_folder
 from flowblend_plugins.errors import UsageError
-from flowblend_plugins.manager import FlowblendPluginManager, make_adapters, metrics_by_name
+from flowblend_plugins.manager import FlowblendPluginManager, adapters_by_name, make_adapters, metrics_by_name
 from flowblend_plugins.presets import PairPreset
 from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE
+from flowblend_plugins.traits import Family
 
 from .cells import PAPER_SCHEDULES, parse_stack, plan_cells
 
@@ -58,6 +59,10 @@ StacksOption = Annotated[
         "them. May be repeated: each is tried for itself.",
     ),
 ]
+FamiliesOption = Annotated[
+    list[Family] | None,
+    typer.Option("--family", help="Cross every installed adapter of this family too, at its suggested settings."),
+]
 PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
@@ -71,6 +76,7 @@ def run(
     early: EarlyOption = None,
     late: LateOption = None,
     adapter: StacksOption = None,
+    family: FamiliesOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
     seed: SeedOption = 0,
@@ -97,6 +103,8 @@ def run(
 
         flowblend matrix run --schedule LSL --schedule L:10,S:30,L:10 --adapter "unipc(num_inference_steps=25)"
 
+        flowblend matrix run --family feature_caching --out out/caches
+
         flowblend matrix run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --repeats 1
     """
     manager: FlowblendPluginManager = ctx.obj
@@ -108,7 +116,8 @@ def run(
     call = dict(preset.call_defaults) if preset else {}
     asked = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     call |= {name: value for name, value in (asked | {"num_frames": num_frames}).items() if value is not None}
-    stacks = [parse_stack(text) for text in adapter or ()]
+    suggested = [one for asked in family or () for one in suggested_stacks(manager, asked)]
+    stacks = [parse_stack(text) for text in (*(adapter or ()), *suggested)]
     for stack in stacks:
         make_adapters(manager, stack)  # a wrong name or option is told before anything is loaded
     schedules = [read_schedule(text, early, late, preset) for text in schedule or PAPER_SCHEDULES]
@@ -183,6 +192,21 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `flo
 
     results = read_matrix(folder)
     print_matrix(results, write_report(folder, results))
+
+
+def suggested_stacks(manager: FlowblendPluginManager, family: Family) -> list[str]:
+    """The settings that the adapters of a family suggest.
+
+    Raises:
+        UsageError: none does.
+    """
+    adapters = adapters_by_name(manager).values()
+    found = [text for adapter in adapters if adapter.traits.family is family for text in adapter.suggested]
+    if not found:
+        raise UsageError(
+            f"--family {family.value}: no adapter of this family is installed, or none suggests a setting."
+        )
+    return found
 
 
 def _use_one_thread() -> None:

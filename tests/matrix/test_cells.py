@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import pytest
 
 from flowblend_compat_matrix.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
-from flowblend_plugins import StageSchedule
+from flowblend_compat_matrix.commands import suggested_stacks
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
 from flowblend_plugins.errors import UsageError
+from flowblend_plugins.manager import make_plugin_manager
+from flowblend_plugins.traits import Family
 
 FIVE = [StageSchedule.named(name) for name in PAPER_SCHEDULES]
 
@@ -67,3 +74,37 @@ def test_stack_texts(text: str, stack: tuple[str, ...]) -> None:
 def test_an_empty_place_in_a_stack_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--adapter"):
         parse_stack(text)
+
+
+class Suggesting:
+    """Contributes a cache with two settings worth trying, and one without any."""
+
+    @hookimpl
+    def flowblend_register_adapters(self) -> list[type[Adapter]]:
+        return [Suggested, Silent]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Adapter):
+    name: ClassVar[str] = "silent"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.DISTILLED_SAMPLER)
+
+    def attach(self, target: AttachTarget) -> Any:
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggested(Silent):
+    name: ClassVar[str] = "suggested"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.FEATURE_CACHING)
+    suggested: ClassVar[tuple[str, ...]] = ("suggested", "suggested(threshold=0.2)")
+    threshold: float = 0.1
+
+
+def test_a_family_is_its_adapters_at_the_settings_they_suggest() -> None:
+    manager = make_plugin_manager([Suggesting()])
+    stacks = suggested_stacks(manager, Family.FEATURE_CACHING)
+    assert {"suggested", "suggested(threshold=0.2)"} <= set(stacks)
+    assert "silent" not in stacks
+    with pytest.raises(UsageError, match="distilled_sampler: no adapter of this family is installed, or none suggests"):
+        suggested_stacks(manager, Family.DISTILLED_SAMPLER)
