@@ -114,10 +114,11 @@ def _forgets_its_factor(self: Scaled) -> None:
         ({"attach": _counts_calls}, "test_second_generation_equals_the_first"),
         ({"attach": _counts_calls}, "test_a_failed_generation_leaves_nothing_behind"),
         ({"__post_init__": _accepts_anything}, "test_wrong_options_are_refused_by_name"),
+        ({"suggested": ("unipc",)}, "test_suggested_settings_are_its_own"),
         ({"__post_init__": _forgets_its_factor}, "test_text_gives_the_same_adapter_again"),
     ],
 )
-def test_a_broken_promise_is_found(members: dict[str, Callable[..., Any]], promise: str) -> None:
+def test_a_broken_promise_is_found(members: dict[str, Any], promise: str) -> None:
     with pytest.raises(AssertionError):
         getattr(contract(breaking(**members)), promise)()
 
