@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from flowblend_plugins import Adapter, hookimpl
 
+from .feature_caching.faster_cache import FasterCache
+from .feature_caching.first_block_cache import FirstBlockCache
+from .feature_caching.pyramid_attention_broadcast import PyramidAttentionBroadcast
+from .feature_caching.taylorseer import TaylorSeer
+from .feature_caching.teacache.adapter import TeaCache
 from .step_reduction.dpmpp_2m import DPMpp2M
 from .step_reduction.flow_euler import FlowEuler
 from .step_reduction.unipc import UniPC
@@ -11,4 +16,4 @@ from .step_reduction.unipc import UniPC
 
 @hookimpl
 def flowblend_register_adapters() -> list[type[Adapter]]:
-    return [UniPC, FlowEuler, DPMpp2M]
+    return [UniPC, FlowEuler, DPMpp2M, FirstBlockCache, TaylorSeer, PyramidAttentionBroadcast, FasterCache, TeaCache]

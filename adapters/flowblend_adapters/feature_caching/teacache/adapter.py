@@ -1,0 +1,112 @@
+"""TeaCache (Liu et al., 2024, arXiv 2411.19108) on Wan and LTX: the residual of the block stack is reused while the
+estimated change of the output stays under a threshold.
+
+State belongs to one denoiser and one guidance branch, and the step is the sampler's: no call is counted, so that steps
+answered by another denoiser shift nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
+from flowblend_plugins.traits import Family
+
+from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
+from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
+from .rule import SkipRule
+
+if TYPE_CHECKING:  # listing plugins should not pay for torch
+    from torch import nn
+
+    from flowblend_plugins.step import StepContext
+    from flowblend_plugins.trace import Outcome
+
+    from .state import TeaCacheState
+
+# First and last steps that are always computed, by signal, as published. Counted there in calls, two a step.
+_FORCED = {PROJECTED_TIME: (5, 0), TIME: (1, 1), MODULATED_INPUT: (1, 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeaCache(Adapter):
+    """Reuse the residual of the block stack while little changes.
+
+    Args:
+        threshold: estimated relative change of the output up to which the last residual is reused; 0 never reuses,
+            ``None`` is the slow one published (or fitted) for the size of each denoiser.
+        retention: on Wan, watch the projected time embedding and compute the first five steps (as published with
+            "retention steps"); off, watch the plain time embedding and compute the first and the last step.
+        coefficients: a file from ``flowblend calibrate teacache``, or a published model by name; ``None`` finds those
+            for the size of each denoiser.
+        warmup_steps: steps that are computed whenever a denoiser enters.
+        denoisers: letters of the denoisers to put it on, such as ``"L"``; ``None`` for all.
+    """
+
+    threshold: float | None = None
+    retention: bool = True
+    coefficients: str | None = None
+    warmup_steps: int = 0
+    denoisers: str | None = None
+
+    name: ClassVar[str] = "teacache"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        family=Family.FEATURE_CACHING,
+        carries_step_state=True,
+        min_useful_steps=3,
+        wraps="blocks",
+        denoiser_kinds=frozenset({"transformer"}),
+        denoiser_classes=frozenset({"WanTransformer3DModel", "LTXVideoTransformer3DModel"}),
+    )
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0.0 <= self.threshold < math.inf:
+            raise ValueError(f"threshold={self.threshold}: expected a number from 0 up, or None for the published one")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: expected 0 or more steps")
+        if self.denoisers is not None and not self.denoisers:
+            raise ValueError("denoisers='': expected letters such as 'L' or 'LS', or None for all")
+        if self.coefficients is not None:
+            check_coefficients(self.coefficients)
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[TeaCacheState]:
+        from .state import TeaCacheState
+
+        rules = self._rules(target.denoisers)
+        state = TeaCacheState(target.trace)
+        with contextlib.ExitStack() as undo:
+            for letter, rule in rules.items():
+                undo.enter_context(state.watching(target.denoisers[letter], *rule))
+            yield state
+
+    def plan(self, target: AttachTarget, steps: Sequence[StepContext]) -> list[Outcome] | None:
+        """What Wan's denoisers will do: their signals depend on the timestep alone."""
+        from .planning import plan_steps
+
+        rules = self._rules(target.denoisers)
+        if any(signal == MODULATED_INPUT for signal, _ in rules.values()):
+            return None
+        return plan_steps(target.denoisers, rules, steps, target.reentry)
+
+    def _rules(self, denoisers: Mapping[str, nn.Module]) -> dict[str, tuple[str, SkipRule]]:
+        """Signal and rule by letter, each denoiser once."""
+        unknown = sorted(set(self.denoisers or "") - denoisers.keys())
+        if unknown:
+            raise StackError(
+                f"'teacache': denoisers={self.denoisers!r} names {', '.join(unknown)}, but the denoisers here are "
+                f"{', '.join(sorted(denoisers))}. Name some of these."
+            )
+        rules: dict[str, tuple[str, SkipRule]] = {}
+        for letter in sorted(denoisers if self.denoisers is None else set(self.denoisers)):
+            if any(denoisers[letter] is denoisers[other] for other in rules):
+                continue
+            signal = signal_for(denoisers[letter], self.retention)
+            estimate = estimate_for(letter, denoisers[letter], signal, self.coefficients)
+            threshold = threshold_for(letter, estimate, self.threshold)
+            rules[letter] = signal, SkipRule(estimate.polynomial, threshold, *_FORCED[signal], self.warmup_steps)
+        return rules

@@ -1,0 +1,77 @@
+"""Which polynomial and which threshold a denoiser is served with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowblend_plugins import StackError
+
+from .fits import read_fits, shipped_fits
+from .published import MODULATED_INPUT, PROJECTED_TIME, TIME, Estimate, published_for, published_models
+
+
+def signal_for(denoiser: Any, retention: bool) -> str:
+    """Wan has two signals, chosen by retention; LTX has one."""
+    if type(denoiser).__name__ == "LTXVideoTransformer3DModel":
+        return MODULATED_INPUT
+    return PROJECTED_TIME if retention else TIME
+
+
+def check_coefficients(coefficients: str) -> None:
+    """Raises ``ValueError`` for what is neither a published model nor a file of fits."""
+    if coefficients in (names := [model.name for model in published_models()]):
+        return
+    try:
+        read_fits(Path(coefficients).expanduser())
+    except ValueError as error:
+        raise ValueError(
+            f"coefficients={coefficients!r} {error}; expected a file that `flowblend calibrate teacache` wrote, or one of "
+            f"{', '.join(names)}"
+        ) from error
+
+
+def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | None) -> Estimate:
+    """From the file or published model that was asked for, else as shipped, else as published for its size.
+
+    Raises:
+        StackError: no coefficients are known for this denoiser, or those of several models could be meant.
+    """
+    published = published_for(denoiser)
+    if coefficients is not None:
+        named = [model for model in published_models() if model.name == coefficients]
+        chosen = [model for model in published if model in named]
+        if chosen:
+            return chosen[0].estimates[signal]
+        fits = () if named else read_fits(Path(coefficients).expanduser())
+        for fit in fits:
+            if fit.signal == signal and fit.is_for(denoiser):
+                return fit.estimate
+    for fit in shipped_fits():
+        if fit.signal == signal and fit.is_for(denoiser):
+            return fit.estimate
+    config = denoiser.config
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    what = f"denoiser {letter} ({type(denoiser).__name__}, {width} wide, {config['num_layers']} layers)"
+    if len(published) > 1:
+        names = " or ".join(f'coefficients="{model.name}"' for model in published)
+        raise StackError(f"'teacache': {what} is one of several published models. Say which: {names}.")
+    if not published:
+        raise StackError(
+            f"'teacache': no coefficients are known for the signal {signal!r} of {what}. Fit them with `flowblend "
+            f'calibrate teacache --large ... --small ...` and pass coefficients="FILE", or leave {letter} out with '
+            "denoisers=..."
+        )
+    return published[0].estimates[signal]
+
+
+def threshold_for(letter: str, estimate: Estimate, threshold: float | None) -> float:
+    """The one asked for, or the slow one. Raises ``StackError`` where none is known."""
+    if threshold is not None:
+        return threshold
+    if estimate.slow is None:
+        raise StackError(
+            f"'teacache': no threshold was published for the model of denoiser {letter}. Give one, such as "
+            "threshold=0.2; the larger, the more is reused."
+        )
+    return estimate.slow

@@ -1,0 +1,110 @@
+"""Polynomials fitted by ``flowblend calibrate teacache``: their file, and those that come with this package."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .published import Estimate
+from .rule import Polynomial
+
+SHIPPED = Path(__file__).parent / "fits"
+_API_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fitted polynomial.
+
+    Attributes:
+        denoiser: class and config of the denoiser it was fitted for.
+        signal: name of the signal.
+        estimate: the polynomial on the changes seen, and the thresholds that reuse a third and half of the calls.
+        r_squared: fraction of the variance of the output's change that it explains.
+        num_points: pairs of changes it was fitted to.
+        num_inference_steps: of the generations they come from.
+    """
+
+    denoiser: Mapping[str, Any]
+    signal: str
+    estimate: Estimate
+    r_squared: float
+    num_points: int
+    num_inference_steps: int
+
+    @property
+    def degree(self) -> int:
+        return len(self.estimate.polynomial.coefficients) - 1
+
+    def is_for(self, denoiser: Any) -> bool:
+        """Whether a denoiser has the class and, as far as the file knows, the config it was fitted for."""
+        now = describe_denoiser(denoiser)
+        return all(now.get(key) == value for key, value in self.denoiser.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        low, high = self.estimate.polynomial.domain
+        return {
+            "denoiser": dict(self.denoiser),
+            "signal": self.signal,
+            "degree": self.degree,
+            "coefficients": list(self.estimate.polynomial.coefficients),
+            "domain": [low, high],
+            "thresholds": {"slow": self.estimate.slow, "fast": self.estimate.fast},
+            "r_squared": self.r_squared,
+            "num_points": self.num_points,
+            "num_inference_steps": self.num_inference_steps,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
+        coefficients = tuple(float(c) for c in data["coefficients"])
+        low, high = (float(bound) for bound in data["domain"])
+        slow, fast = (float(data["thresholds"][speed]) for speed in ("slow", "fast"))
+        if not coefficients or not all(math.isfinite(c) for c in (*coefficients, slow, fast)) or not low <= high:
+            raise ValueError("coefficients and thresholds must be finite, and the domain two increasing numbers")
+        estimate = Estimate(Polynomial(coefficients, (low, high)), slow, fast)
+        return cls(
+            denoiser=dict(data["denoiser"]),
+            signal=str(data["signal"]),
+            estimate=estimate,
+            r_squared=float(data["r_squared"]),
+            num_points=int(data["num_points"]),
+            num_inference_steps=int(data["num_inference_steps"]),
+        )
+
+
+def describe_denoiser(denoiser: Any) -> dict[str, Any]:
+    """Class and config, as JSON has them."""
+    config = {key: value for key, value in denoiser.config.items() if not key.startswith("_")}
+    return {"class": type(denoiser).__name__} | json.loads(json.dumps(config))
+
+
+def fits_to_json(fits: Sequence[Fit], **about: Any) -> dict[str, Any]:
+    return {"api_version": _API_VERSION, "cache": "teacache", **about, "fits": [fit.to_dict() for fit in fits]}
+
+
+def read_fits(path: Path) -> tuple[Fit, ...]:
+    """The fits in a file. Raises ``ValueError`` saying what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ValueError(f"is no JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("cache") != "teacache" or data.get("api_version") != _API_VERSION:
+        raise ValueError("was not written by this version of `flowblend calibrate teacache`")
+    try:
+        return tuple(Fit.from_dict(entry) for entry in data["fits"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"is damaged ({type(error).__name__}: {error})") from error
+
+
+@cache
+def shipped_fits() -> tuple[Fit, ...]:
+    """Those that come with this package, for the embedded pair."""
+    return tuple(fit for path in sorted(SHIPPED.glob("*.json")) for fit in read_fits(path))

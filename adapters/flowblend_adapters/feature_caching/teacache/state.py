@@ -1,0 +1,138 @@
+"""What TeaCache remembers while it is attached: for each denoiser and each of its guidance branches, apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowblend_plugins import RoutingError, hookimpl
+from flowblend_plugins.step import StepContext
+from flowblend_plugins.trace import Trace
+
+from .block_stack import BlockStack
+from .rule import Accumulator, SkipRule
+from .signals import layout_of, relative_change
+
+
+@dataclass
+class _Memory:
+    """What one guidance branch of one denoiser remembers."""
+
+    signal: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    accumulator: Accumulator = field(default_factory=Accumulator)
+
+
+class DenoiserCache:
+    """Decides for one denoiser, call by call, and keeps the residual of each of its guidance branches."""
+
+    def __init__(self, denoiser: nn.Module, signal: str, rule: SkipRule, trace: Trace) -> None:
+        self._rule, self._trace = rule, trace
+        self._signal = layout_of(denoiser).signals[signal]
+        self._memories: dict[tuple[str | None, int], _Memory] = {}
+        self._current: _Memory | None = None
+        self.stack = BlockStack(denoiser, self, (signal,))
+        self.forget()
+
+    def forget(self) -> None:
+        self._memories.clear()
+        self._current = None
+        self._step_index = -1
+        self._calls_of_step: Counter[str | None] = Counter()
+
+    def enter(self, step: StepContext, first_index: int) -> None:
+        """The denoiser begins to answer at this step of a generation that began at ``first_index``."""
+        if not self.stack.is_intact:
+            raise RoutingError(
+                f"blocks of denoiser {step.denoiser} were replaced after 'teacache' was put on it. Call disable(), then "
+                "enable() again."
+            )
+        self._first_index, self._entered_index = first_index, step.step_index
+
+    def entering(
+        self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None
+    ) -> bool | torch.Tensor:
+        step = self._trace.step
+        if step is None:  # no call of the pipeline, so no step to compare with another
+            return False
+        memory = self._current = self._memory_of(step)
+        signal = self._signal(block, arguments, time).detach().clone()
+        before, memory.signal = memory.signal, signal
+        residual = memory.residual
+        if before is None or residual is None or not self._may_reuse(step, arguments["hidden_states"], residual):
+            memory.accumulator.distance = 0.0
+            return True
+        if not self._rule.reuses(memory.accumulator, relative_change(signal, before)):
+            memory.accumulator.distance = 0.0
+            return True
+        self._trace.report_outcome("reuse")
+        return residual
+
+    def computed(self, residual: torch.Tensor) -> None:
+        assert self._current is not None, "only a call that was entered is computed"
+        self._current.residual = residual.detach()
+
+    def _may_reuse(self, step: StepContext, hidden_states: torch.Tensor, residual: torch.Tensor) -> bool:
+        """A batch that changes (guidance that pauses where both branches are one call) has no residual to reuse."""
+        is_forced = self._rule.is_forced(
+            step.step_index, step.num_inference_steps, self._first_index, self._entered_index
+        )
+        return not is_forced and residual.shape == hidden_states.shape
+
+    def _memory_of(self, step: StepContext) -> _Memory:
+        """By branch; where the pipeline names none, by the place of the call among those of its step."""
+        if step.step_index != self._step_index:
+            self._step_index = step.step_index
+            self._calls_of_step.clear()
+        number = self._calls_of_step[step.branch]
+        self._calls_of_step[step.branch] += 1
+        return self._memories.setdefault((step.branch, number), _Memory())
+
+
+class TeaCacheState:
+    """The caches of one blend; hears when denoisers enter and when a generation is over."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._caches: dict[int, DenoiserCache] = {}
+        self._forget_position()
+
+    @contextmanager
+    def watching(self, denoiser: nn.Module, signal: str, rule: SkipRule) -> Iterator[None]:
+        """The cache is on this denoiser."""
+        cache = self._caches[id(denoiser)] = DenoiserCache(denoiser, signal, rule, self._trace)
+        with cache.stack.attached():
+            yield
+
+    @hookimpl
+    def flowblend_stage_entered(self, step: StepContext, denoiser: nn.Module, reentry: str) -> None:
+        # Some pipelines pass over their timesteps more than once. Two denoisers may enter at one step, one never twice.
+        if step.step_index < self._last_entry[0] or self._last_entry == (step.step_index, id(denoiser)):
+            self._forget_position()
+        if self._first_index is None:
+            self._first_index = step.step_index
+        self._last_entry = step.step_index, id(denoiser)
+        cache = self._caches.get(id(denoiser))
+        if cache is None:
+            return
+        if reentry == "recompute" or id(denoiser) not in self._entered:
+            cache.forget()
+        self._entered.add(id(denoiser))
+        cache.enter(step, self._first_index)
+
+    @hookimpl
+    def flowblend_generation_finished(self) -> None:
+        self._forget_position()
+        for cache in self._caches.values():
+            cache.forget()
+
+    def _forget_position(self) -> None:
+        self._first_index: int | None = None
+        self._last_entry = -1, 0
+        self._entered: set[int] = set()
