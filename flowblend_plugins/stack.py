@@ -49,17 +49,25 @@ def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, ar
         setting: what was known when the stack was attached.
         arguments: keyword arguments of the call; those left out have the defaults of the pipeline's ``__call__``.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    values = defaults | dict(arguments)
-    # Where there is a true_cfg_scale (HunyuanVideo), guidance_scale is but an input of a guidance-distilled denoiser.
-    scale = values.get("true_cfg_scale", values.get("guidance_scale"))
+    values = _with_defaults(pipe, arguments)
     known = dataclasses.replace(
-        setting,
-        guidance=None if scale is None else scale > 1.0,
-        num_inference_steps=values.get("num_inference_steps"),
+        setting, guidance=is_guided(pipe, arguments), num_inference_steps=values.get("num_inference_steps")
     )
     return judge([(adapter.name, adapter.traits) for adapter in adapters], known)
+
+
+def is_guided(pipe: Any, arguments: Mapping[str, Any]) -> bool | None:
+    """Whether a call guides without a classifier; ``None`` where the pipeline has no such argument."""
+    values = _with_defaults(pipe, arguments)
+    # Where there is a true_cfg_scale (HunyuanVideo), guidance_scale is but an input of a guidance-distilled denoiser.
+    scale = values.get("true_cfg_scale", values.get("guidance_scale"))
+    return None if scale is None else scale > 1.0
+
+
+def _with_defaults(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return defaults | dict(arguments)
 
 
 def _class_names(instance: Any) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """FasterCache (Lv et al., 2024, arXiv 2410.19355): attention extrapolated from two steps, uncond estimated from cond.
 
-The implementation is that of diffusers (``diffusers.hooks.faster_cache``). Where both guidance branches are one batch of
-video latents, at most steps cond alone runs, and uncond is cond plus its last known difference, by frequency bands.
-Everywhere else only attention is extrapolated. One state serves every call of a denoiser, so guidance in two calls is
-refused.
+The implementation is that of diffusers (``diffusers.hooks.faster_cache``). Where both guidance branches are one batch
+of video latents, cond alone runs at most steps, and uncond is cond plus their last known difference, in two frequency
+bands. Everywhere else only attention is extrapolated. One state serves every call of a denoiser, so guidance in two
+calls is refused.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class FasterCache(NativeCache):
     def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
         from diffusers import FasterCacheConfig
 
-        timestep = PipelineTimestep(self.name, letter, target)
+        timestep: Any = PipelineTimestep(self.name, letter, target)
 
         # diffusers asks for a weight when, and only when, it does not compute: that is what a call has done.
         def attention_weight(module: nn.Module) -> float:

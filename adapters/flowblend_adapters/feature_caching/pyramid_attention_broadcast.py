@@ -99,10 +99,9 @@ def _attention(denoiser: nn.Module, kind: str) -> list[nn.Module]:
     from diffusers.hooks import _common
 
     identifiers = getattr(_common, f"_{kind.upper()}_TRANSFORMER_BLOCK_IDENTIFIERS")
-    return [
-        module
-        for name, module in denoiser.named_modules()
-        if isinstance(module, _common._ATTENTION_CLASSES)
-        and any(re.search(identifier, name) for identifier in identifiers)
-        and getattr(module, "is_cross_attention", False) == (kind == "cross")
-    ]
+    found: list[Any] = []
+    for name, module in denoiser.named_modules():
+        is_known = isinstance(module, _common._ATTENTION_CLASSES) and any(re.search(i, name) for i in identifiers)
+        if is_known and getattr(module, "is_cross_attention", False) == (kind == "cross"):
+            found.append(module)
+    return found

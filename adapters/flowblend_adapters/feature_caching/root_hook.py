@@ -1,7 +1,7 @@
 """A diffusers hook on a denoiser itself, kept in place while model offloading takes the denoiser's forward apart.
 
-``enable_model_cpu_offload`` puts accelerate's forward on a denoiser, and at the end of every generation takes it off and
-on again. A hook that had been put on in between is silently gone from the second generation on.
+``enable_model_cpu_offload`` puts accelerate's forward on a denoiser, and at the end of every generation takes it off
+and on again. A hook that had been put on in between is silently gone from the second generation on.
 """
 
 from __future__ import annotations
