@@ -202,6 +202,11 @@ def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS
     checks = check(rows)
     card: dict[str, Any] = {
         "num_prompts": num_prompts,
+        "operating_point": {
+            **CALL_DEFAULTS,
+            "shift": SAMPLING_SHIFT,
+            "sampler": type(pair.pipeline.scheduler).__name__,
+        },
         "early": EARLY,
         "late": LATE,
         "small_flops_fraction": forward_flops(dict(pair.small.config)) / large_flops,

@@ -112,8 +112,8 @@ def to_markdown(card: dict[str, Any], rows: list[Row], checks: list[Check]) -> s
         f"{CALL_DEFAULTS['num_inference_steps']} UniPC steps, shift {SAMPLING_SHIFT:g}, guidance "
         f"{CALL_DEFAULTS['guidance_scale']:g}. Stages by fraction: early {EARLY:g}, late {LATE:g}. PSNR and SSIM are "
         "against LLL (Euler against Euler), mean ± standard deviation over prompts. *Reuse at 1.5x* answers every "
-        f"third step with the velocities of the step before. One small forward is {card['small_flops_fraction']:.3f} of a "
-        "large one's FLOPs (all products, attention included).",
+        f"third step with the velocities of the step before. One small forward is {card['small_flops_fraction']:.3f} "
+        "of a large one's FLOPs (all products, attention included).",
         "",
         "| | steps L + S | PSNR, dB | SSIM | alignment | Frechet | HF error | flicker | published WAN |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -20,8 +20,8 @@ CALL_DEFAULTS: dict[str, Any] = {
     "height": SIZE,
     "width": SIZE,
     "num_frames": NUM_FRAMES,
-    "num_inference_steps": 50,
-    "guidance_scale": 5.0,
+    "num_inference_steps": 20,
+    "guidance_scale": 7.0,
     "max_sequence_length": 32,
 }
 """What the pipeline must be called with; it was trained at this size and with prompts padded to 32 tokens."""

@@ -40,7 +40,7 @@ PHASES: tuple[tuple[str, ...], ...] = (("codec",), ("text", "classifier"), ("dat
 SHARES = {"codec": 0.17, "text": 0.035, "classifier": 0.11, "small": 0.66, "large": 0.66}
 """Each stage's share of the minutes; those of one phase run side by side. The data takes what it takes."""
 SHARD_SIZE = 1024
-DEFAULT_SHARDS = 20
+DEFAULT_SHARDS = 48
 _PROGRESS = "progress.json"
 
 

@@ -169,7 +169,7 @@ def _grid(step: int = 1) -> tuple[Video, Video]:
     return x[None], y[None]
 
 
-def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -> tuple[Video, Video]:
+def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Coordinates from the object's centre, ``[F, H, W]`` pixels."""
     direction_x, direction_y = MOTIONS[item.motion]
     moved = (frames - (NUM_FRAMES - 1) / 2.0)[:, None, None] * np.float32(item.speed)

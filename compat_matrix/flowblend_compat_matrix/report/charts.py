@@ -115,8 +115,11 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
-    """Speed-up over large-only against PSNR to it, with the Pareto front and the quality budget."""
+def scatter(marked: Sequence[Marked], budget: float | None, label_all: bool = True) -> Scatter:
+    """Speed-up over large-only against PSNR to it, with the Pareto front and the quality budget.
+
+    Without ``label_all`` only the cells on the front are named; the others say who they are when pointed at.
+    """
     speeds = [value for one in marked for value in (one.speedup, *one.speedup_range)] + [1.0]
     finite = [one.fidelity for one in marked if math.isfinite(one.fidelity)]
     if budget is not None:
@@ -139,12 +142,14 @@ def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
         y = _y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
         return _x(speed, x_low, x_high), y
 
+    best = pareto_front((one.speedup, one.fidelity) for one in marked)
     for one in marked:
         x, y = place(one.speedup, one.fidelity)
         low, high = (_x(value, x_low, x_high) for value in one.speedup_range)
-        chart.points.append(Point(one.label, one.kind, one.title, x, y, low, high))
+        label = one.label if label_all or (one.speedup, one.fidelity) in best else ""
+        chart.points.append(Point(label, one.kind, one.title, x, y, low, high))
     _place_labels(chart)
-    front = [place(*point) for point in pareto_front((one.speedup, one.fidelity) for one in marked)]
+    front = [place(*point) for point in best]
     steps = []
     for number, (x, y) in enumerate(front):
         if number:

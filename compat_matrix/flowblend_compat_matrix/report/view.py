@@ -11,6 +11,7 @@ from ..results import CellResult, Matrix
 from .caveats import caveats
 from .charts import LineChart, Marked, Scatter, line_chart, scatter
 from .figures import figure, times
+from .grid import MANY_CELLS, Grid, make_grid, standing_out, worth_watching
 from .headline import Headline, headline
 
 VERDICT_MARKS = {"pass": "✓", "degraded": "≈", "inert": "○", "refused": "⊘", "broken": "✕", "skipped": "…"}
@@ -59,7 +60,11 @@ class View:
     """Everything on the page."""
 
     headline: Headline
+    grid: Grid | None
+    marks: dict[str, str]
     cells: list[CellView]
+    cards: list[CellView]
+    folded: list[CellView]
     columns: list[Column]
     prompts: list[str]
     scatter: Scatter | None
@@ -73,9 +78,15 @@ def make_view(matrix: Matrix) -> View:
     """Work out the whole page."""
     columns = _columns(matrix)
     num_shown = max((len(column.videos) for column in columns), default=0)
+    cells = [_cell_view(cell) for cell in matrix.cells]
+    with_card = {cell.id for cell in standing_out(matrix)}
     return View(
         headline=headline(matrix),
-        cells=[_cell_view(cell) for cell in matrix.cells],
+        grid=make_grid(matrix),
+        marks=VERDICT_MARKS,
+        cells=cells,
+        cards=[cell for cell in cells if cell.result.id in with_card],
+        folded=[cell for cell in cells if cell.result.id not in with_card],
         columns=columns,
         prompts=matrix.run.prompts[:num_shown],
         scatter=_scatter(matrix),
@@ -109,7 +120,7 @@ def _columns(matrix: Matrix) -> list[Column]:
     columns = []
     if matrix.run.large_only.videos:
         columns.append(Column("large only", "the reference", matrix.run.large_only.videos))
-    for cell in matrix.cells:
+    for cell in worth_watching(matrix):
         if cell.videos:
             note = "equals large-only" if cell.is_identical_to_large else f"{figure(cell.psnr_db, 1)} dB"
             columns.append(Column(cell.id, f"{note}, {times(cell.speedup_over_large)}", cell.videos))
@@ -126,7 +137,9 @@ def _scatter(matrix: Matrix) -> Scatter | None:
         where = "identical" if math.isinf(fidelity) else f"{fidelity:.1f} dB"
         title = f"{cell.id}: {times(cell.speedup_over_large)} ({low:.2f}–{high:.2f}), {where}, {cell.observed}"
         marked.append(Marked(cell.id, cell.observed or "", title, cell.speedup_over_large, (low, high), fidelity))
-    return scatter(marked, matrix.run.budget.get("min_psnr_db")) if marked else None
+    if not marked:
+        return None
+    return scatter(marked, matrix.run.budget.get("min_psnr_db"), label_all=len(marked) <= MANY_CELLS)
 
 
 def _divergence(matrix: Matrix) -> list[LineChart]:
