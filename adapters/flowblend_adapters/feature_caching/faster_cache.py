@@ -70,6 +70,10 @@ class FasterCache(NativeCache):
         wraps="attention",
         denoiser_kinds=frozenset({"transformer"}),
     )
+    suggested: ClassVar[tuple[str, ...]] = (
+        "faster_cache",
+        "faster_cache(attention_interval=3, attention_timestep_range=(-1, 901))",
+    )
     skipped_outcome: ClassVar[str] = "predict"
     needs_registered_blocks: ClassVar[bool] = False
     needs_cache_contexts: ClassVar[bool] = False

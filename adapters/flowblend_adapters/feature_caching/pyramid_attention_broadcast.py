@@ -51,6 +51,10 @@ class PyramidAttentionBroadcast(NativeCache):
         wraps="attention",
         denoiser_kinds=frozenset({"transformer"}),
     )
+    suggested: ClassVar[tuple[str, ...]] = (
+        "pyramid_attention_broadcast",
+        "pyramid_attention_broadcast(spatial_interval=4)",
+    )
     needs_registered_blocks: ClassVar[bool] = False
     needs_cache_contexts: ClassVar[bool] = False
     min_blocks: ClassVar[int] = 1

@@ -57,6 +57,10 @@ class TaylorSeer(NativeCache):
         wraps="attention",
         denoiser_kinds=frozenset({"transformer"}),
     )
+    suggested: ClassVar[tuple[str, ...]] = (
+        "taylorseer(cache_interval=2)",
+        "taylorseer(is_lite=True, cache_interval=3)",
+    )
     skipped_outcome: ClassVar[str] = "predict"
     needs_registered_blocks: ClassVar[bool] = False
     min_blocks: ClassVar[int] = 1
@@ -88,7 +92,7 @@ class TaylorSeer(NativeCache):
             asked = "is_lite=True" if self.is_lite else f"identifiers={self._pattern!r}"
             raise StackError(
                 f"{self.name!r} on denoiser {letter}: {asked} fits no module of {type(denoiser).__name__}, so nothing "
-                f"would be cached. Give identifiers=... for names like {_deep_name(denoiser)!r}, or leave it out."
+                f"would be cached. It must fit full names; those in the first block are {_names_in_first_block(denoiser)}."
             )
         return TaylorSeerCacheConfig(
             cache_interval=self.cache_interval,
@@ -123,7 +127,6 @@ class TaylorSeer(NativeCache):
         return self.identifiers or ATTENTION_OF_BLOCKS
 
 
-def _deep_name(denoiser: nn.Module) -> str:
-    """A module name of the depth at which attention is found, to show what names look like."""
-    names = [name for name, _ in denoiser.named_modules()]
-    return next((name for name in names if name.count(".") == 2), names[-1])
+def _names_in_first_block(denoiser: nn.Module) -> str:
+    """What there is to choose from, as every block has it."""
+    return ", ".join(name for name, _ in denoiser.named_modules() if re.fullmatch(r"(?:\w+_)?blocks\.0\.\w+", name))
