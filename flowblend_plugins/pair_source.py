@@ -110,6 +110,13 @@ def find_denoiser(source: str | Path, slot: str) -> StoredDenoiser:
     return StoredDenoiser(name, folder, subfolder, hub_id, denoiser_class, configs)
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a text names a repository on the hub: two parts, no weights file, and nothing here of that path."""
+    if isinstance(source, Path) or Path(source).expanduser().exists():
+        return False
+    return bool(_HUB_ID.fullmatch(source)) and Path(source).suffix not in (*PICKLE_SUFFIXES, ".safetensors")
+
+
 def _resolve(source: str | Path) -> tuple[Path, str | None]:
     path = Path(source).expanduser()
     if path.is_dir():
@@ -121,7 +128,7 @@ def _resolve(source: str | Path) -> tuple[Path, str | None]:
             f"{str(source)!r} is a file, but a folder with config.json and safetensors is needed. Load a single file "
             "with the denoiser class's from_single_file() and pass the object, or save_pretrained(folder) it once."
         )
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and path.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
+    if isinstance(source, str) and is_hub_id(source):
         return _hub_snapshot(source), source
     is_path = isinstance(source, Path) or source.startswith((".", "~")) or os.sep in source or "/" in source
     if is_path:

@@ -141,8 +141,10 @@ def load_pipeline(source: str | Path) -> Any:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from ..pair_source import is_hub_id
+
     folder = Path(source).expanduser()
-    is_local = folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
+    is_local = not is_hub_id(source)
     if is_local and not (folder / "model_index.json").is_file():
         found = "it does not exist" if not folder.exists() else "it has no model_index.json"
         raise PairError(
