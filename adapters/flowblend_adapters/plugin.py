@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from flowblend_plugins import Adapter, hookimpl
 
+from .feature_caching.deepcache import AdoptedDeepCache, DeepCache
 from .feature_caching.faster_cache import FasterCache
 from .feature_caching.first_block_cache import FirstBlockCache
+from .feature_caching.mag_cache import MagCache
 from .feature_caching.pyramid_attention_broadcast import PyramidAttentionBroadcast
 from .feature_caching.taylorseer import TaylorSeer
 from .feature_caching.teacache.adapter import TeaCache
@@ -16,4 +18,16 @@ from .step_reduction.unipc import UniPC
 
 @hookimpl
 def flowblend_register_adapters() -> list[type[Adapter]]:
-    return [UniPC, FlowEuler, DPMpp2M, FirstBlockCache, TaylorSeer, PyramidAttentionBroadcast, FasterCache, TeaCache]
+    return [
+        UniPC,
+        FlowEuler,
+        DPMpp2M,
+        FirstBlockCache,
+        MagCache,
+        TaylorSeer,
+        PyramidAttentionBroadcast,
+        FasterCache,
+        TeaCache,
+        DeepCache,
+        AdoptedDeepCache,
+    ]

@@ -41,6 +41,8 @@ class FirstBlockCache(NativeCache):
         denoiser_kinds=frozenset({"transformer"}),
     )
 
+    suggested: ClassVar[tuple[str, ...]] = ("first_block_cache(threshold=0.05)", "first_block_cache(threshold=0.1)")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.threshold < float("inf"):

@@ -76,7 +76,15 @@ class NativeCache(Adapter):
     def attach(self, target: AttachTarget) -> Iterator[Any]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
         for letter, denoiser in chosen.items():
-            for found, remedy in self._denoiser_obstacles(denoiser):
+            obstacles = [*self._denoiser_obstacles(denoiser)]
+            if not obstacles and denoiser.is_cache_enabled:
+                obstacles.append(
+                    (
+                        f"it has a cache enabled already ({type(denoiser._cache_config).__name__})",
+                        f"Call disable_cache() on it first, or leave out {self.name!r}.",
+                    )
+                )
+            for found, remedy in obstacles:
                 raise StackError(f"{self.name!r} on denoiser {letter}: {found}. {remedy}")
         stages = StageEntries()
         with contextlib.ExitStack() as undo:
@@ -90,7 +98,7 @@ class NativeCache(Adapter):
         with contextlib.ExitStack() as undo:
             undo.enter_context(restored_hooks(denoiser))
             probes = [undo.enter_context(probe_beneath(module)) for module in self.observed_modules(denoiser)]
-            undo.enter_context(_enabled_cache(denoiser, config))
+            undo.enter_context(enabled_cache(denoiser, config))
             steer = self.steered(denoiser, config)
 
             def before_call(step: StepContext) -> None:
@@ -106,36 +114,15 @@ class NativeCache(Adapter):
         if denoiser is None:  # on a UNet the traits say all there is to say
             return
         if self.denoisers is None or "L" in self.denoisers:
-            yield from self._denoiser_obstacles(denoiser, is_adopted=True)
+            yield from self._denoiser_obstacles(denoiser)  # a cache that is there already is judged with the stack
         if self.needs_cache_contexts and opens_cache_contexts(pipe) is False:
             yield (
                 f"{type(pipe).__name__} opens no cache context, so the guidance branches could not be told apart",
                 f"Leave out {self.name!r}, or use 'teacache', which is told the branch by other means.",
             )
 
-    def _denoiser_obstacles(self, denoiser: Any, is_adopted: bool = False) -> Iterator[tuple[str, str]]:
-        """What makes the cache impossible on one denoiser; one that is there already is judged with the stack."""
-        name = type(denoiser).__name__
-        if not hasattr(denoiser, "enable_cache"):
-            yield f"diffusers has no cache for {name} (it has no enable_cache)", "Use 'cache_dit' instead."
-            return
-        if denoiser.is_cache_enabled and not is_adopted:
-            yield (
-                f"it has a cache enabled already ({type(denoiser._cache_config).__name__})",
-                f"Call disable_cache() on it first, or leave out {self.name!r}.",
-            )
-        blocks = transformer_blocks(denoiser)
-        if len(blocks) < self.min_blocks:
-            yield (
-                f"the {name} has {len(blocks)} transformer block{'' if len(blocks) == 1 else 's'}, and this cache "
-                f"needs {self.min_blocks} or more",
-                "Put it on the other denoisers only, with denoisers=..., or leave it out.",
-            )
-        elif self.needs_registered_blocks and not _has_registered_blocks(blocks):
-            yield (
-                f"diffusers' block caches do not know the {type(blocks[0]).__name__} of {name}",
-                "Use 'taylorseer' or 'cache_dit' instead.",
-            )
+    def _denoiser_obstacles(self, denoiser: Any) -> Iterator[tuple[str, str]]:
+        return denoiser_obstacles(denoiser, self.min_blocks, self.needs_registered_blocks)
 
 
 class StageEntries:
@@ -151,6 +138,26 @@ class StageEntries:
     def steps_in_stage(self, step: StepContext) -> int:
         """Steps since the denoiser that answers entered; 0 at the step at which it does."""
         return step.step_index - self._entered_at.get(step.denoiser, step.step_index)
+
+
+def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: bool) -> Iterator[tuple[str, str]]:
+    """Why diffusers cannot put a cache on a denoiser: (what was found, what to do)."""
+    name = type(denoiser).__name__
+    if not hasattr(denoiser, "enable_cache"):
+        yield f"diffusers has no cache for {name} (it has no enable_cache)", "Use 'cache_dit' instead."
+        return
+    blocks = transformer_blocks(denoiser)
+    if len(blocks) < min_blocks:
+        yield (
+            f"the {name} has {len(blocks)} transformer block{'' if len(blocks) == 1 else 's'}, and this cache needs "
+            f"{min_blocks} or more",
+            "Put it on the other denoisers only, with denoisers=..., or leave it out.",
+        )
+    elif needs_registered_blocks and not _has_registered_blocks(blocks):
+        yield (
+            f"diffusers' block caches do not know the {type(blocks[0]).__name__} of {name}",
+            "Use 'taylorseer' or 'cache_dit' instead.",
+        )
 
 
 def transformer_blocks(denoiser: nn.Module) -> list[nn.Module]:
@@ -195,16 +202,18 @@ def _has_registered_blocks(blocks: Sequence[nn.Module]) -> bool:
 
 
 @contextlib.contextmanager
-def _enabled_cache(denoiser: Any, config: Any) -> Iterator[None]:
-    registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
+def enabled_cache(denoiser: Any, config: Any) -> Iterator[None]:
+    """A cache on a denoiser, from entering until leaving; nothing is left on if putting it on fails halfway."""
+    registries: list[Any] = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     had = {id(registry): set(registry.hooks) for registry in registries if registry is not None}
     try:
         denoiser.enable_cache(config)
     except BaseException:  # halfway: nobody else would take its hooks off
         for module in denoiser.modules():
-            registry = module.__dict__.get("_diffusers_hook")
-            for name in [] if registry is None else [*registry.hooks.keys() - had.get(id(registry), set())]:
-                registry.remove_hook(name, recurse=False)
+            registry: Any = module.__dict__.get("_diffusers_hook")
+            if registry is not None:
+                for name in registry.hooks.keys() - had.get(id(registry), set()):
+                    registry.remove_hook(name, recurse=False)
         raise
     try:
         yield

@@ -174,16 +174,14 @@ class NativeCacheContract(AdapterContract):
         with self.blended(pipe):
             expected = generate(pipe, **self.call)
         pipe.enable_model_cpu_offload(device="cpu")  # accelerate's hooks run as on a GPU
-        with fb.enable(pipe, self.make_small(), ROUND_TRIP):
-            generate(pipe, **self.call)
+        generate(pipe, **self.call)
         before = PipelineSnapshot.of(pipe)
-        with fb.enable(pipe, self.make_small(), ROUND_TRIP):
-            generate(pipe, **self.call)
-        by_offloading_itself = before.differences(pipe)  # it is put on afresh, with new forwards
         with self.blended(pipe):
             for _ in range(3):
                 assert torch.equal(generate(pipe, **self.call), expected)
-        assert before.differences(pipe) == by_offloading_itself
+        afresh = ("attributes", "_all_hooks", "_offload_device")  # offloading is put on again, with new objects
+        assert [found for found in before.differences(pipe) if not found.endswith(afresh)] == []
+        assert not any(hasattr(module, "_diffusers_hook") for module in blocks_of(pipe.transformer).modules())
 
     def test_a_denoiser_that_has_a_cache_is_refused(self) -> None:
         pipe, small = self.make_pipeline(), self.make_small()

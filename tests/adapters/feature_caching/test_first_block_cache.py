@@ -10,7 +10,7 @@ from diffusers import FirstBlockCacheConfig
 import flowblend_plugins as fb
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.adapters.feature_caching.native_cache_contract import NativeCacheContract, OnLTX, OnWan
-from tests.exactness.pipelines import FAMILIES
+from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO
 
 WRONG = ("first_block_cache(threshold=-0.1)", "first_block_cache(threshold='a')", "first_block_cache(limit=1)")
 WRONG_STAGES = ("first_block_cache(denoisers='l')", "first_block_cache(warmup_steps=-1)")
@@ -52,8 +52,7 @@ def test_a_denoiser_with_a_single_block_is_refused() -> None:
 
 
 def test_a_pipeline_without_cache_contexts_is_refused() -> None:
-    family = FAMILIES["wan-v2v"]
-    assert "opens no cache context" in refusal(family.pipe(), family.make_small())
+    assert "opens no cache context" in refusal(VIDEO_TO_VIDEO.pipe(), VIDEO_TO_VIDEO.make_small())
 
 
 def test_a_denoiser_whose_blocks_diffusers_does_not_know_is_refused_with_what_to_use() -> None:
