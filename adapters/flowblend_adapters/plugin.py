@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from flowblend_plugins import Adapter, hookimpl
 
 from .feature_caching.deepcache import AdoptedDeepCache, DeepCache
@@ -9,6 +11,7 @@ from .feature_caching.faster_cache import FasterCache
 from .feature_caching.first_block_cache import FirstBlockCache
 from .feature_caching.mag_cache import MagCache
 from .feature_caching.pyramid_attention_broadcast import PyramidAttentionBroadcast
+from .feature_caching.sea_cache import SeaCache
 from .feature_caching.taylorseer import TaylorSeer
 from .feature_caching.teacache.adapter import TeaCache
 from .step_reduction.dpmpp_2m import DPMpp2M
@@ -24,6 +27,7 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         DPMpp2M,
         FirstBlockCache,
         MagCache,
+        SeaCache,
         TaylorSeer,
         PyramidAttentionBroadcast,
         FasterCache,
@@ -31,3 +35,10 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         DeepCache,
         AdoptedDeepCache,
     ]
+
+
+@hookimpl
+def flowblend_register_commands(app: typer.Typer) -> None:
+    from .feature_caching.calibrate_commands import calibrate
+
+    app.add_typer(calibrate, name="calibrate")

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
 
+from ..chosen_denoisers import check_stage_options, choose_denoisers
 from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
 from .rule import SkipRule
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
-    from torch import nn
-
     from flowblend_plugins.step import StepContext
     from flowblend_plugins.trace import Outcome
 
     from .state import TeaCacheState
 
 # First and last steps that are always computed, by signal, as published. Counted there in calls, two a step.
-_FORCED = {PROJECTED_TIME: (5, 0), TIME: (1, 1), MODULATED_INPUT: (1, 1)}
+FORCED_STEPS = {PROJECTED_TIME: (5, 0), TIME: (1, 1), MODULATED_INPUT: (1, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +65,7 @@ class TeaCache(Adapter):
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0.0 <= self.threshold < math.inf:
             raise ValueError(f"threshold={self.threshold}: expected a number from 0 up, or None for the published one")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: expected 0 or more steps")
-        if self.denoisers is not None and not self.denoisers:
-            raise ValueError("denoisers='': expected letters such as 'L' or 'LS', or None for all")
+        check_stage_options(self.denoisers, self.warmup_steps)
         if self.coefficients is not None:
             check_coefficients(self.coefficients)
 
@@ -77,7 +73,7 @@ class TeaCache(Adapter):
     def attach(self, target: AttachTarget) -> Iterator[TeaCacheState]:
         from .state import TeaCacheState
 
-        rules = self._rules(target.denoisers)
+        rules = self._rules(target)
         state = TeaCacheState(target.trace)
         with contextlib.ExitStack() as undo:
             for letter, rule in rules.items():
@@ -88,25 +84,20 @@ class TeaCache(Adapter):
         """What Wan's denoisers will do: their signals depend on the timestep alone."""
         from .planning import plan_steps
 
-        rules = self._rules(target.denoisers)
+        rules = self._rules(target)
         if any(signal == MODULATED_INPUT for signal, _ in rules.values()):
             return None
         return plan_steps(target.denoisers, rules, steps, target.reentry)
 
-    def _rules(self, denoisers: Mapping[str, nn.Module]) -> dict[str, tuple[str, SkipRule]]:
+    def _rules(self, target: AttachTarget) -> dict[str, tuple[str, SkipRule]]:
         """Signal and rule by letter, each denoiser once."""
-        unknown = sorted(set(self.denoisers or "") - denoisers.keys())
-        if unknown:
-            raise StackError(
-                f"'teacache': denoisers={self.denoisers!r} names {', '.join(unknown)}, but the denoisers here are "
-                f"{', '.join(sorted(denoisers))}. Name some of these."
-            )
         rules: dict[str, tuple[str, SkipRule]] = {}
-        for letter in sorted(denoisers if self.denoisers is None else set(self.denoisers)):
-            if any(denoisers[letter] is denoisers[other] for other in rules):
+        chosen = choose_denoisers(self.name, self.denoisers, target)
+        for letter, denoiser in chosen.items():
+            if any(denoiser is chosen[other] for other in rules):
                 continue
-            signal = signal_for(denoisers[letter], self.retention)
-            estimate = estimate_for(letter, denoisers[letter], signal, self.coefficients)
+            signal = signal_for(denoiser, self.retention)
+            estimate = estimate_for(letter, denoiser, signal, self.coefficients)
             threshold = threshold_for(letter, estimate, self.threshold)
-            rules[letter] = signal, SkipRule(estimate.polynomial, threshold, *_FORCED[signal], self.warmup_steps)
+            rules[letter] = signal, SkipRule(estimate.polynomial, threshold, *FORCED_STEPS[signal], self.warmup_steps)
         return rules

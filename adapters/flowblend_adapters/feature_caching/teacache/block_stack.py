@@ -2,8 +2,8 @@
 
 Each block is given a dynamic subclass of its own class, as the router gives the denoiser: that sits outside every patch
 of a block's ``forward`` (offloading, compilation), copies nothing of the denoiser's own ``forward``, and setting the
-class back is a complete undo. The first block asks what to do; where the residual is reused, every block hands on what it
-is given, and the residual is added where it ends.
+class back is a complete undo. The first block asks what to do; where the residual is reused, every block hands on what
+it is given, and the residual is added where it ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .signals import layout_of
 class StackController(Protocol):
     """Decides, and keeps what was computed."""
 
-    def entering(self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None) -> bool | torch.Tensor:
+    def entering(
+        self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None
+    ) -> bool | torch.Tensor:
         """Before the first block: the residual to reuse; True to compute and be given it, False to only compute."""
         ...
 

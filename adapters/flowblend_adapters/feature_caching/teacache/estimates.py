@@ -26,8 +26,8 @@ def check_coefficients(coefficients: str) -> None:
         read_fits(Path(coefficients).expanduser())
     except ValueError as error:
         raise ValueError(
-            f"coefficients={coefficients!r} {error}; expected a file that `flowblend calibrate teacache` wrote, or one of "
-            f"{', '.join(names)}"
+            f"coefficients={coefficients!r} {error}; expected a file that `flowblend calibrate teacache` wrote, or one "
+            f"of {', '.join(names)}"
         ) from error
 
 

@@ -6,6 +6,7 @@ add up over the steps that were not computed; once they reach the threshold, the
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ class Polynomial:
 
         roots = sorted(float(root.real) for root in np.roots(coefficients) if abs(root.imag) < 1e-12 and root.real > 0)
         bounds = [0.0, *roots, math.inf]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in itertools.pairwise(bounds):
             inside = low + 1.0 if high == math.inf else (low + high) / 2
             if float(np.polyval(coefficients, inside)) > 0:
                 return cls(coefficients, (low, high))

@@ -50,8 +50,8 @@ class DenoiserCache:
         """The denoiser begins to answer at this step of a generation that began at ``first_index``."""
         if not self.stack.is_intact:
             raise RoutingError(
-                f"blocks of denoiser {step.denoiser} were replaced after 'teacache' was put on it. Call disable(), then "
-                "enable() again."
+                f"blocks of denoiser {step.denoiser} were replaced after 'teacache' was put on it. Call disable(), "
+                "then enable() again."
             )
         self._first_index, self._entered_index = first_index, step.step_index
 

@@ -1,0 +1,10 @@
+"""``flowblend calibrate``: what a cache has to know of a pair before it can be used on it."""
+
+from __future__ import annotations
+
+import typer
+
+from .teacache.calibrate_command import teacache
+
+calibrate = typer.Typer(no_args_is_help=True, help="Measure on a pair what a feature cache has to know of it.")
+calibrate.command()(teacache)
