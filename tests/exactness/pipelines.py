@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLMochi,
+    AutoencoderKLTemporalDecoder,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
@@ -32,7 +34,10 @@ from diffusers import (
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
     StableDiffusionPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanTransformer3DModel,
@@ -41,6 +46,7 @@ from diffusers import (
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from flowblend_plugins.testing import tiny_ltx_denoiser, tiny_ltx_pipeline, tiny_wan_denoiser, tiny_wan_pipeline
 
@@ -63,6 +69,13 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "pndm": lambda: PNDMScheduler(skip_prk_steps=True, steps_offset=1),
     "euler-epsilon": lambda: EulerDiscreteScheduler(steps_offset=1),
     "heun-epsilon": lambda: HeunDiscreteScheduler(steps_offset=1),
+    "euler-v": lambda: EulerDiscreteScheduler(
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    ),
 }
 
 
@@ -314,6 +327,53 @@ def _stable_diffusion() -> Any:
     )  # fmt: skip
 
 
+def _svd_unet(seed: int, channels: Sequence[int]) -> Any:
+    return seeded(
+        lambda: UNetSpatioTemporalConditionModel(
+            sample_size=8, in_channels=8, out_channels=4, layers_per_block=1, block_out_channels=tuple(channels),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), num_frames=3,
+            cross_attention_dim=16, num_attention_heads=2, addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24,
+        ),
+        seed,
+    )  # fmt: skip
+
+
+def _stable_video() -> Any:
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, projection_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=224, patch_size=56,
+    )  # fmt: skip
+    return StableVideoDiffusionPipeline(
+        vae=seeded(lambda: AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32)
+        ), 2),
+        image_encoder=seeded(lambda: CLIPVisionModelWithProjection(vision), 3), unet=_svd_unet(0, (32, 64)),
+        scheduler=SCHEDULERS["euler-v"](), feature_extractor=CLIPImageProcessor(),
+    )  # fmt: skip
+
+
+def _motion_unet(seed: int, channels: Sequence[int]) -> Any:
+    return seeded(
+        lambda: UNetMotionModel(
+            sample_size=8, layers_per_block=1, block_out_channels=tuple(channels), norm_num_groups=2,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), cross_attention_dim=16, num_attention_heads=2,
+            motion_num_attention_heads=2,
+        ),
+        seed,
+    )  # fmt: skip
+
+
+def _animatediff() -> Any:
+    vae = seeded(lambda: AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=2), 2)
+    return AnimateDiffPipeline(
+        vae=vae, text_encoder=None, tokenizer=None, unet=_motion_unet(0, (8, 16)), motion_adapter=None,
+        scheduler=SCHEDULERS["ddim"](),
+    )  # fmt: skip
+
+
 FLOW = ("unipc", "euler", "dpm++2m")
 
 FAMILIES = {
@@ -370,6 +430,23 @@ STABLE_DIFFUSION = Family(
     ("ddim", "pndm", "euler-epsilon", "heun-epsilon"),
     slot="unet",
 )
+STABLE_VIDEO = Family(
+    "stable-video",
+    _stable_video,
+    lambda: _svd_unet(1, (32, 32)),
+    lambda b: {"image": [still()] * b, "height": 16, "width": 16, "num_frames": 3, "decode_chunk_size": 3},
+    ("euler-v",),
+    slot="unet",
+)
+ANIMATEDIFF = Family(
+    "animatediff",
+    _animatediff,
+    lambda: _motion_unet(1, (4, 8)),
+    lambda b: text(b, 16) | {"height": 16, "width": 16, "num_frames": 3},
+    ("ddim", "euler-epsilon"),
+    slot="unet",
+)
+UNETS = (STABLE_DIFFUSION, STABLE_VIDEO, ANIMATEDIFF)
 VIDEO_TO_VIDEO = Family(
     "wan-v2v",
     _wan_v2v,
