@@ -92,7 +92,8 @@ class TaylorSeer(NativeCache):
             asked = "is_lite=True" if self.is_lite else f"identifiers={self._pattern!r}"
             raise StackError(
                 f"{self.name!r} on denoiser {letter}: {asked} fits no module of {type(denoiser).__name__}, so nothing "
-                f"would be cached. It must fit full names; those in the first block are {_names_in_first_block(denoiser)}."
+                "would be cached. It must fit full names; those in the first block are "
+                f"{_names_in_first_block(denoiser)}."
             )
         return TaylorSeerCacheConfig(
             cache_interval=self.cache_interval,
