@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.step import StepContext
+    from flowblend_plugins.trace import Outcome
 
 BeforeCall = Callable[["StepContext", bool], None]
 
@@ -72,6 +73,10 @@ class NativeCache(Adapter):
         """Modules that all run, beneath the cache, if and only if a call is computed."""
         return transformer_blocks(denoiser)[-1:]
 
+    def outcome_of_skip(self, denoiser: Any) -> Outcome:
+        """What a call was, just after it, in which some of :meth:`observed_modules` did not run."""
+        return self.skipped_outcome  # type: ignore[return-value]
+
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[Any]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
@@ -105,7 +110,7 @@ class NativeCache(Adapter):
                 steer(step, stages.steps_in_stage(step) < self.warmup_steps)
 
             undo.enter_context(
-                observed_calls(denoiser, probes, target.trace, self.skipped_outcome, before_call)  # type: ignore[arg-type]
+                observed_calls(denoiser, probes, target.trace, lambda: self.outcome_of_skip(denoiser), before_call)
             )
             yield
 

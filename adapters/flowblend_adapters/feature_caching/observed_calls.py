@@ -56,7 +56,7 @@ def observed_calls(
     denoiser: nn.Module,
     probes: Sequence[Probe],
     trace: Trace,
-    skipped_outcome: Outcome,
+    skipped_outcome: Outcome | Callable[[], Outcome],
     before_call: Callable[[StepContext], None],
 ) -> Iterator[None]:
     """Report every routed call of a denoiser in which one of the probes did not run.
@@ -65,7 +65,7 @@ def observed_calls(
         denoiser: the cached denoiser.
         probes: on what runs in a call that is computed.
         trace: of the blend.
-        skipped_outcome: ``"reuse"`` or ``"predict"``: what to report of such a call.
+        skipped_outcome: ``"reuse"`` or ``"predict"``: what to report of such a call, or who says so just after it.
         before_call: told where each routed call stands, before the cache decides.
     """
 
@@ -77,7 +77,7 @@ def observed_calls(
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
         if trace.step is not None and not all(probe.has_run for probe in probes):
-            trace.report_outcome(skipped_outcome)
+            trace.report_outcome(skipped_outcome() if callable(skipped_outcome) else skipped_outcome)
 
     with contextlib.ExitStack() as undo:
         undo.callback(denoiser.register_forward_pre_hook(start).remove)

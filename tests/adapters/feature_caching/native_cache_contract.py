@@ -71,8 +71,11 @@ class NativeCacheContract(AdapterContract):
         """A module that runs if and only if a call is computed, other than those the adapter watches."""
         return blocks_of(denoiser)[-1].ff if hasattr(blocks_of(denoiser)[-1], "ff") else blocks_of(denoiser)[-1].ffn
 
-    def by_hand(self, pipe: Any) -> torch.Tensor:
+    def put_on_by_hand(self, pipe: Any) -> None:
         pipe.transformer.enable_cache(self.config())
+
+    def by_hand(self, pipe: Any) -> torch.Tensor:
+        self.put_on_by_hand(pipe)
         return generate(pipe, **self.call)
 
     def blended(self, pipe: Any, schedule: str = ROUND_TRIP, spec: str | None = None, **options: Any) -> fb.Blend:
@@ -90,7 +93,7 @@ class NativeCacheContract(AdapterContract):
         call["negative_prompt_embeds"] = torch.zeros(2, 8, width)
         if "caption_channels" in plain.transformer.config:
             call |= {"prompt_attention_mask": torch.ones(2, 8), "negative_prompt_attention_mask": torch.ones(2, 8)}
-        plain.transformer.enable_cache(self.config())
+        self.put_on_by_hand(plain)
         expected = generate(plain, **call)
         pipe = self.make_pipeline()
         with self.blended(pipe, "LLL"):
@@ -125,9 +128,8 @@ class NativeCacheContract(AdapterContract):
             for handle in handles:
                 handle.remove()
             calls = blend.trace.generations[-1].calls
-            computed = [call.step.denoiser for call in calls if call.outcome == "compute"]
-            assert ran == computed
-            assert {call.outcome for call in calls} == {"compute", self.skipped_outcome}
+            assert ran == [call.step.denoiser for call in calls if call.outcome == "compute"]
+            assert "compute" in {call.outcome for call in calls} != {"compute"}
 
     def test_the_warm_up_of_every_stage_is_computed(self) -> None:
         pipe = self.make_pipeline()
@@ -137,7 +139,7 @@ class NativeCacheContract(AdapterContract):
             for call in blend.trace.generations[-1].calls:
                 outcomes.setdefault(call.step.step_index, set()).add(call.outcome)
         assert all(outcomes[step] == {"compute"} for step in (0, 1, 2, 5, 6, 7, 8))
-        assert self.skipped_outcome in outcomes[3] | outcomes[4]
+        assert (outcomes[3] | outcomes[4]) != {"compute"}
 
     def test_it_is_put_only_on_the_denoisers_named(self) -> None:
         pipe = self.make_pipeline()
