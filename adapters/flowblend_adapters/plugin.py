@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from flowblend_plugins import Adapter, hookimpl
 
-from .feature_caching.deepcache import AdoptedDeepCache, DeepCache
+from .feature_caching.adopted_diffusers_cache import AdoptedDiffusersCache, adopt_diffusers_cache
+from .feature_caching.deepcache import AdoptedDeepCache, DeepCache, adopt_deepcache
 from .feature_caching.faster_cache import FasterCache
 from .feature_caching.first_block_cache import FirstBlockCache
 from .feature_caching.mag_cache import MagCache
@@ -14,6 +17,7 @@ from .feature_caching.pyramid_attention_broadcast import PyramidAttentionBroadca
 from .feature_caching.sea_cache import SeaCache
 from .feature_caching.taylorseer import TaylorSeer
 from .feature_caching.teacache.adapter import TeaCache
+from .feature_caching.teacache.adopted import AdoptedTeaCache, adopt_teacache
 from .step_reduction.dpmpp_2m import DPMpp2M
 from .step_reduction.flow_euler import FlowEuler
 from .step_reduction.unipc import UniPC
@@ -26,15 +30,22 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         FlowEuler,
         DPMpp2M,
         FirstBlockCache,
+        AdoptedDiffusersCache,
         MagCache,
         SeaCache,
         TaylorSeer,
         PyramidAttentionBroadcast,
         FasterCache,
         TeaCache,
+        AdoptedTeaCache,
         DeepCache,
         AdoptedDeepCache,
     ]
+
+
+@hookimpl
+def flowblend_adopt(pipeline: Any) -> list[Adapter]:
+    return [*adopt_diffusers_cache(pipeline), *adopt_teacache(pipeline), *adopt_deepcache(pipeline)]
 
 
 @hookimpl

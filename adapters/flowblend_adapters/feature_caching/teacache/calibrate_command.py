@@ -15,7 +15,6 @@ from flowblend_plugins.cli.options import (
     PairOption,
     SeedOption,
     SmallOption,
-    StepsOption,
     find_preset,
     open_pair,
 )
@@ -28,7 +27,12 @@ def teacache(
     pair: PairOption = "reference",
     large: LargeOption = None,
     small: SmallOption = None,
-    steps: StepsOption = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--steps", min=1, help="Number of inference steps; may be repeated, to fit for all.  [default: the pair's]"
+        ),
+    ] = None,
     guidance_scale: GuidanceScaleOption = None,
     prompt: Annotated[
         list[str] | None,
@@ -48,7 +52,7 @@ def teacache(
 
     Examples:
 
-        flowblend calibrate teacache --steps 50 --out coefficients.json
+        flowblend calibrate teacache --steps 20 --steps 50 --out coefficients.json
 
         flowblend calibrate teacache --large ./wan14b --small ./wan5b --prompt "a cat surfing" --prompt "rain at night"
     """
@@ -60,23 +64,24 @@ def teacache(
     prepare_output_folder(out.parent)
     opened = open_pair(manager, pair, large, small)
     call = dict(opened.call_defaults)
-    asked = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    call |= {name: value for name, value in asked.items() if value is not None}
+    if guidance_scale is not None:
+        call["guidance_scale"] = guidance_scale
+    counts = [{"num_inference_steps": count} for count in steps or ()] or [{}]
     opened.pipeline.set_progress_bar_config(disable=True)
 
     from .calibration import PoorFitError, fit_denoiser, record_changes, refuse_poor
     from .fits import fits_to_json
 
-    def generating(text: str, number: int) -> Any:
+    def generating(text: str, number: int, count: dict[str, int]) -> Any:
         def generate(pipeline: Any) -> None:
             import torch
 
             generator = torch.Generator("cpu").manual_seed(seed + number)
-            pipeline(**(call | {"prompt": text}), generator=generator, output_type="latent")
+            pipeline(**(call | count | {"prompt": text}), generator=generator, output_type="latent")
 
         return generate
 
-    generations = [generating(text, number) for number, text in enumerate(prompts)]
+    generations = [generating(text, number, count) for count in counts for number, text in enumerate(prompts)]
     fits, refusals = [], []
     for letter in "LS" if opened.small is not None else "L":
         denoiser, trajectories = record_changes(opened.pipeline, opened.small, letter, generations)
@@ -89,8 +94,8 @@ def teacache(
             if not as_json:
                 low, high = fit.estimate.polynomial.domain
                 typer.echo(
-                    f"{letter} {fit.signal}: degree {fit.degree}, R^2 {fit.r_squared:.3f} over {fit.num_points} points, "
-                    f"domain {low:.4g} to {high:.4g}, threshold {fit.estimate.slow:g} (slow), {fit.estimate.fast:g} (fast)"
+                    f"{letter} {fit.signal}: degree {fit.degree}, R^2 {fit.r_squared:.3f} over {fit.num_points} points,"
+                    f" domain {low:.4g} to {high:.4g}, threshold {fit.estimate.slow:g} slow, {fit.estimate.fast:g} fast"
                 )
     record = fits_to_json(fits, pair=opened.name, prompts=list(prompts), seed=seed)
     if fits:

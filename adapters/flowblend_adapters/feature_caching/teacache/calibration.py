@@ -145,7 +145,7 @@ def fit_denoiser(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> lis
         r_squared = 1 - float(((y - np.polyval(coefficients, x)) ** 2).sum() / ((y - y.mean()) ** 2).sum())
         polynomial = Polynomial(tuple(map(float, coefficients)), (float(x.min()), float(x.max())))
         slow, fast = (_threshold(signal, polynomial, trajectories, share) for share in _REUSED.values())
-        steps = trajectories[0].num_inference_steps
+        steps = tuple(sorted({trajectory.num_inference_steps for trajectory in trajectories}))
         estimate = Estimate(polynomial, slow, fast)
         fits.append(Fit(describe_denoiser(denoiser), signal, estimate, r_squared, len(x), steps))
     return fits

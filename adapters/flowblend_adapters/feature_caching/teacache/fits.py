@@ -35,7 +35,7 @@ class Fit:
     estimate: Estimate
     r_squared: float
     num_points: int
-    num_inference_steps: int
+    num_inference_steps: tuple[int, ...]
 
     @property
     def degree(self) -> int:
@@ -57,7 +57,7 @@ class Fit:
             "thresholds": {"slow": self.estimate.slow, "fast": self.estimate.fast},
             "r_squared": self.r_squared,
             "num_points": self.num_points,
-            "num_inference_steps": self.num_inference_steps,
+            "num_inference_steps": list(self.num_inference_steps),
         }
 
     @classmethod
@@ -74,7 +74,7 @@ class Fit:
             estimate=estimate,
             r_squared=float(data["r_squared"]),
             num_points=int(data["num_points"]),
-            num_inference_steps=int(data["num_inference_steps"]),
+            num_inference_steps=tuple(int(count) for count in data["num_inference_steps"]),
         )
 
 

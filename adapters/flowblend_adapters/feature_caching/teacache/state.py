@@ -16,6 +16,7 @@ from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace import Trace
 
 from .block_stack import BlockStack
+from .entries import Entries
 from .rule import Accumulator, SkipRule
 from .signals import layout_of, relative_change
 
@@ -101,7 +102,7 @@ class TeaCacheState:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._caches: dict[int, DenoiserCache] = {}
-        self._forget_position()
+        self._entries = Entries()
 
     @contextmanager
     def watching(self, denoiser: nn.Module, signal: str, rule: SkipRule) -> Iterator[None]:
@@ -112,27 +113,16 @@ class TeaCacheState:
 
     @hookimpl
     def flowblend_stage_entered(self, step: StepContext, denoiser: nn.Module, reentry: str) -> None:
-        # Some pipelines pass over their timesteps more than once. Two denoisers may enter at one step, one never twice.
-        if step.step_index < self._last_entry[0] or self._last_entry == (step.step_index, id(denoiser)):
-            self._forget_position()
-        if self._first_index is None:
-            self._first_index = step.step_index
-        self._last_entry = step.step_index, id(denoiser)
+        must_forget = self._entries.note(step, denoiser, reentry)
         cache = self._caches.get(id(denoiser))
         if cache is None:
             return
-        if reentry == "recompute" or id(denoiser) not in self._entered:
+        if must_forget:
             cache.forget()
-        self._entered.add(id(denoiser))
-        cache.enter(step, self._first_index)
+        cache.enter(step, self._entries.first_index)
 
     @hookimpl
     def flowblend_generation_finished(self) -> None:
-        self._forget_position()
+        self._entries.clear()
         for cache in self._caches.values():
             cache.forget()
-
-    def _forget_position(self) -> None:
-        self._first_index: int | None = None
-        self._last_entry = -1, 0
-        self._entered: set[int] = set()
