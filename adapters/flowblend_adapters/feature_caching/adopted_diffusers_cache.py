@@ -1,0 +1,195 @@
+"""A cache of diffusers' own that the user enabled through ``enable_cache`` before FlowBlending was.
+
+The router resets it at every switch. Here its calls are observed, MagCache's count follows the true step, and its
+config is put on the other denoisers where that is asked for. On the denoiser that brought it along it is left as it was
+found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins.pipeline import called_denoisers
+from flowblend_plugins.stack import is_guided, setting_of
+from flowblend_plugins.traits import Family
+
+from .mag_cache import mag_states
+from .native_cache import enabled_cache, restored_hooks, transformer_blocks
+from .observed_calls import Probe, observed_calls
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flowblend_plugins.step import StepContext
+    from flowblend_plugins.trace import Outcome
+
+
+class _NativeKind(NamedTuple):
+    """What is known of one of diffusers' caches.
+
+    Attributes:
+        hook: name of its hook on every module that runs, beneath it, if and only if a call is computed.
+        skipped_outcome: what a call is in which one of these did not run.
+        tells_branches_apart: its state is kept for each cache context.
+        min_blocks: with fewer transformer blocks diffusers cannot put it on.
+    """
+
+    hook: str
+    skipped_outcome: Outcome = "reuse"
+    tells_branches_apart: bool = True
+    min_blocks: int = 2
+
+
+_KINDS = {
+    "FirstBlockCacheConfig": _NativeKind("fbc_block_hook"),
+    "MagCacheConfig": _NativeKind("mag_cache_block_hook", min_blocks=1),
+    "SeaCacheConfig": _NativeKind("sea_cache_block"),
+    "TaylorSeerCacheConfig": _NativeKind("taylorseer_cache", "predict", min_blocks=1),
+    "PyramidAttentionBroadcastConfig": _NativeKind("pyramid_attention_broadcast", "reuse", False, 1),
+    "FasterCacheConfig": _NativeKind("faster_cache_block", "predict", False, 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptedDiffusersCache(Adapter):
+    """The cache that was enabled on the pipeline's denoiser by ``enable_cache``.
+
+    It joins the stack by itself; name it only to set an option.
+
+    Args:
+        mirror: put a copy of the same config on the denoisers that have no cache, until ``disable()``.
+    """
+
+    mirror: bool = False
+
+    name: ClassVar[str] = "adopted_diffusers_cache"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        family=Family.FEATURE_CACHING,
+        carries_step_state=True,
+        wraps="blocks",
+        denoiser_kinds=frozenset({"transformer"}),
+    )
+
+    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+        if not cached_denoisers(pipe):
+            yield (
+                f"no cache is enabled on the denoiser of this {type(pipe).__name__}",
+                "Call pipe.transformer.enable_cache(...) first, or leave it out.",
+            )
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[Any]:
+        cached = {letter: d for letter, d in target.denoisers.items() if getattr(d, "is_cache_enabled", False)}
+        config = next(iter(cached.values()))._cache_config
+        with contextlib.ExitStack() as undo:
+            if self.mirror:
+                for letter in sorted(target.denoisers.keys() - cached.keys()):
+                    cached[letter] = target.denoisers[letter]
+                    undo.enter_context(_mirrored(letter, cached[letter], config))
+            for denoiser in cached.values():
+                undo.enter_context(_observed(denoiser, target))
+            if _kind(config).tells_branches_apart:
+                yield None
+            else:
+                setting = setting_of(target.pipeline, "transformer", target.trace.schedule, target.reentry)
+                yield _BranchGuard(config, setting.branches_called_apart)
+
+
+def cached_denoisers(pipe: Any) -> list[nn.Module]:
+    """The denoisers that a pipeline calls and that have a cache of diffusers' own enabled."""
+    if getattr(pipe, "transformer", None) is None:
+        return []
+    return [d for d in called_denoisers(pipe, "transformer") if getattr(d, "is_cache_enabled", False) is True]
+
+
+def adopt_diffusers_cache(pipe: Any) -> list[Adapter]:
+    """The adapter for what is enabled on this pipeline already, if anything is."""
+    return [AdoptedDiffusersCache()] if cached_denoisers(pipe) else []
+
+
+class _BranchGuard:
+    """Refuses calls in which such a cache would answer one guidance branch from the other."""
+
+    def __init__(self, config: Any, branches_called_apart: bool | None) -> None:
+        self._config = config
+        self._branches_called_apart = branches_called_apart
+
+    @hookimpl
+    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+        if self._branches_called_apart and is_guided(pipeline, call_arguments):
+            raise StackError(
+                f"the {type(self._config).__name__} that is enabled on this {type(pipeline).__name__} keeps one state "
+                "for both guidance branches, and the pipeline calls the denoiser once for each, so one branch would be "
+                "answered from the other's state. Call the pipeline with guidance_scale=1.0, or call disable_cache() "
+                "and use a cache that tells branches apart, like 'first_block_cache'."
+            )
+
+
+def _kind(config: Any) -> _NativeKind:
+    return _KINDS.get(type(config).__name__, _NativeKind(""))  # a cache of text alone skips no call
+
+
+@contextlib.contextmanager
+def _mirrored(letter: str, denoiser: Any, config: Any) -> Iterator[None]:
+    name, min_blocks = type(config).__name__, _kind(config).min_blocks
+    found = len(transformer_blocks(denoiser))
+    if found < min_blocks:
+        raise StackError(
+            f"'adopted_diffusers_cache': mirror=True cannot put {name} on denoiser {letter}, which has {found} "
+            f"transformer block(s) where {min_blocks} are needed. Leave mirror out."
+        )
+    with restored_hooks(denoiser), enabled_cache(denoiser, copy.copy(config)):
+        yield
+
+
+@contextlib.contextmanager
+def _observed(denoiser: Any, target: AttachTarget) -> Iterator[None]:
+    config = denoiser._cache_config
+    kind = _kind(config)
+    steer: Callable[[StepContext], None] = _nothing
+    if type(config).__name__ == "MagCacheConfig":
+        steer = _mag_count(denoiser, config)
+    with contextlib.ExitStack() as undo:
+        probes = [undo.enter_context(probe) for probe in _probes_beneath(denoiser, kind.hook)]
+        undo.enter_context(observed_calls(denoiser, probes, target.trace, kind.skipped_outcome, steer))
+        yield
+
+
+def _nothing(step: StepContext) -> None:
+    pass
+
+
+def _mag_count(denoiser: Any, config: Any) -> Callable[[StepContext], None]:
+    """MagCache's own count of calls, set to the true step; by itself it starts again at the end of its ratios."""
+    states = mag_states(denoiser)
+
+    def before_call(step: StepContext) -> None:
+        states.get_state().step_index = step.step_index % config.num_inference_steps
+
+    return before_call
+
+
+def _probes_beneath(denoiser: nn.Module, hook: str) -> Iterator[contextlib.AbstractContextManager[Probe]]:
+    for module in denoiser.modules():
+        registry: Any = module.__dict__.get("_diffusers_hook")
+        if registry is not None and registry.get_hook(hook) is not None:
+            yield _probe_beneath(module, registry.get_hook(hook).fn_ref)
+
+
+@contextlib.contextmanager
+def _probe_beneath(module: Any, reference: Any) -> Iterator[Probe]:
+    """A probe between a hook that is on already and what it hooks."""
+    probe, forward = Probe(), reference.original_forward
+    noted = probe.on(forward)
+    reference.original_forward = noted
+    try:
+        yield probe
+    finally:
+        reference.original_forward = forward
+        if module.__dict__.get("forward") is noted:  # the user called disable_cache() meanwhile
+            module.forward = forward
