@@ -49,7 +49,8 @@ class FasterCache(NativeCache):
         alpha_low_frequency: factor on the low frequencies of their difference at each estimate, at timesteps 100-900.
         alpha_high_frequency: likewise on the high frequencies, at timesteps up to 300.
         denoisers: letters of the denoisers it is put on; ``None`` for all of them.
-        warmup_steps: steps that are always computed after a denoiser enters; an extrapolation needs 2.
+        warmup_steps: steps that are always computed after a denoiser enters; at least 1, and 2 for there to
+            be a change that can be extrapolated.
     """
 
     warmup_steps: int = 2
@@ -66,7 +67,7 @@ class FasterCache(NativeCache):
         family=Family.FEATURE_CACHING,
         carries_step_state=True,
         tells_branches_apart=False,
-        min_useful_steps=3,
+        min_useful_steps=2,
         wraps="attention",
         denoiser_kinds=frozenset({"transformer"}),
     )
@@ -81,8 +82,10 @@ class FasterCache(NativeCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup_steps < 2:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: an extrapolation needs 2 computed steps or more")
+        if self.warmup_steps < 1:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}: expected at least 1, for there must be something to reuse"
+            )
         for option in ("attention_interval", "uncond_interval"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option}={getattr(self, option)}: expected at least 1")
