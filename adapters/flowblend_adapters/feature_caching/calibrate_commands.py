@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from .mag_calibrate_command import mag_cache
 from .teacache.calibrate_command import teacache
 
 calibrate = typer.Typer(no_args_is_help=True, help="Measure on a pair what a feature cache has to know of it.")
 calibrate.command()(teacache)
+calibrate.command()(mag_cache)

@@ -46,7 +46,7 @@ def calibrate_mag_ratios(
     measured: dict[str, DenoiserRatios] = {}
     num_steps: set[int] = set()
     for letter in letters:
-        with enable(pipe, small, letter * 3, denoisers=denoisers) as blend:
+        with enable(pipe, small if letter == "S" else None, letter * 3, denoisers=denoisers) as blend:
             denoiser: Any = blend.denoisers[letter]
             _refuse(pipe, letter, denoiser)
             generations = []

@@ -56,9 +56,9 @@ class MagRatios:
     num_generations: int
     denoisers: Mapping[str, DenoiserRatios]
 
-    def write(self, path: str | Path) -> None:
-        """As JSON."""
-        data = {
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`read` reads."""
+        return {
             "technique": TECHNIQUE,
             "num_inference_steps": self.num_inference_steps,
             "num_generations": self.num_generations,
@@ -67,7 +67,6 @@ class MagRatios:
                 for letter, entry in self.denoisers.items()
             },
         }
-        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> MagRatios:

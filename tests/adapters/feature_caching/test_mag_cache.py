@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def write_ratios(path: Path, ratios: tuple[float, ...] = RATIOS, **denoisers: An
         letter: DenoiserRatios(class_name=type(d).__name__, config=config_facts(d), ratios=ratios)
         for letter, d in denoisers.items()
     }
-    MagRatios(num_inference_steps=len(ratios), num_generations=1, denoisers=entries).write(path)
+    ratios_of_all = MagRatios(num_inference_steps=len(ratios), num_generations=1, denoisers=entries)
+    path.write_text(json.dumps(ratios_of_all.to_json()))
     return str(path)
 
 
@@ -117,7 +119,7 @@ def test_calibration_gives_what_diffusers_prints(
         expected = [sum(branches) / len(branches) for branches in zip(*printed[letter], strict=True)]
         assert ratios.denoisers[letter].ratios == pytest.approx(expected, rel=1e-6)
     assert ratios.denoisers["L"].ratios != ratios.denoisers["S"].ratios
-    ratios.write(tmp_path / "ratios.json")
+    (tmp_path / "ratios.json").write_text(json.dumps(ratios.to_json()))
     assert MagRatios.read(tmp_path / "ratios.json") == ratios
 
 
@@ -214,3 +216,41 @@ def test_a_missing_file_and_one_that_is_no_json_are_refused(tmp_path: Path) -> N
     assert "there is no such file" in refusal(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("ratios")
     assert "cannot be read as JSON" in refusal(tmp_path / "text.json")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+SIZE = ("--height", "32", "--width", "32", "--num-frames", "9")
+
+
+def test_the_command_writes_a_file_that_the_adapter_takes(
+    flowblend: Callable[..., Any], saved_pair: Path, tmp_path: Path
+) -> None:
+    pair = ("--large", saved_pair / "large", "--small", saved_pair / "small", "--steps", "4", *SIZE)
+    file = tmp_path / "made" / "ratios.json"
+    result = flowblend("calibrate", "mag-cache", *pair, "--prompt", "a circle", "--prompt", "red", "--out", file)
+    assert result.code == 0, result.err
+    assert f"mag_cache(ratios='{file}')" in result.out
+    ratios = MagRatios.read(file)
+    assert (ratios.num_inference_steps, ratios.num_generations) == (4, 2)
+    assert ratios.denoisers.keys() == {"L", "S"}
+    pipe = tiny_wan_pipeline()
+    with fb.enable(pipe, tiny_wan_denoiser(), "LLL", adapters=[f"mag_cache(ratios={str(file)!r}, threshold=9.0)"]) as b:
+        generate(pipe, 4)
+        assert b.trace.last is not None
+        assert b.trace.last.num_forwards("L", "reuse") > 0
+
+
+def test_the_command_says_its_result_as_json(flowblend: Callable[..., Any], saved_pair: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ratios.json"
+    pair = ("--large", saved_pair / "large", "--steps", "3", *SIZE, "--prompt", "a circle")
+    result = flowblend("calibrate", "mag-cache", *pair, "--out", file, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads(file.read_text())
+
+
+def test_the_command_asks_for_a_prompt_before_it_loads_anything(flowblend: Callable[..., Any], tmp_path: Path) -> None:
+    result = flowblend("calibrate", "mag-cache", "--large", tmp_path / "none", "--out", tmp_path / "r.json")
+    assert result.code == 2
+    assert "--prompt" in result.error_line
