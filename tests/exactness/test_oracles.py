@@ -9,7 +9,7 @@ import torch
 
 import flowblend_plugins as fb
 from tests.exactness.oracles import ltx_by_hand, swapped, wan_by_hand
-from tests.exactness.pipelines import FAMILIES, SIZE, SKYREELS, STABLE_DIFFUSION, Family, masked_text, text
+from tests.exactness.pipelines import FAMILIES, SIZE, SKYREELS, UNETS, Family, masked_text, text
 
 LSL = "LLSSSL"  # early .4 and late .2 of six steps
 # PNDM repeats a timestep and Heun visits each twice: positions are in the list that the scheduler really has.
@@ -17,7 +17,7 @@ LSL_BY_LENGTH = {6: LSL, 7: "LLLSSSL", 11: "LLLLSSSSSLL"}
 
 EVERYWHERE = [
     pytest.param(family, scheduler, id=f"{family.name}-{scheduler}")
-    for family in (*FAMILIES.values(), SKYREELS, STABLE_DIFFUSION)
+    for family in (*FAMILIES.values(), SKYREELS, *UNETS)
     for scheduler in family.schedulers
 ]
 

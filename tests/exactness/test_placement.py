@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 import flowblend_plugins as fb
 from tests.exactness.oracles import swapped
-from tests.exactness.pipelines import FAMILIES, SKYREELS, STABLE_DIFFUSION, Family
+from tests.exactness.pipelines import FAMILIES, SKYREELS, STABLE_DIFFUSION, UNETS, Family
 from tests.exactness.snapshot import snapshot
 
 SOME = [FAMILIES["wan"], FAMILIES["ltx"], FAMILIES["mochi"], STABLE_DIFFUSION]
-EVERY = [*FAMILIES.values(), SKYREELS, STABLE_DIFFUSION]
+EVERY = [*FAMILIES.values(), SKYREELS, *UNETS]
 some = pytest.mark.parametrize("family", SOME, ids=lambda family: family.name)
 every = pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
 LSL = "LLSSSL"

@@ -13,11 +13,11 @@ import torch
 import flowblend_plugins as fb
 from flowblend_plugins.testing import tiny_wan_denoiser
 from flowblend_plugins.traits import Family
-from tests.exactness.pipelines import FAMILIES, SCHEDULERS, SKYREELS, STABLE_DIFFUSION
+from tests.exactness.pipelines import FAMILIES, SCHEDULERS, SKYREELS, UNETS
 from tests.exactness.pipelines import Family as PipelineFamily
 from tests.exactness.snapshot import snapshot
 
-ALL = {family.name: family for family in (*FAMILIES.values(), SKYREELS, STABLE_DIFFUSION)}
+ALL = {family.name: family for family in (*FAMILIES.values(), SKYREELS, *UNETS)}
 everywhere = pytest.mark.parametrize("family", ALL.values(), ids=ALL)
 
 
@@ -92,7 +92,10 @@ def test_an_exception_that_leaves_the_with_block(family: PipelineFamily, raising
     assert torch.equal(family.run(pipe), plain)
 
 
-@everywhere
+INTERRUPTIBLE = {name: family for name, family in ALL.items() if name != "stable-video"}  # it has no such property
+
+
+@pytest.mark.parametrize("family", INTERRUPTIBLE.values(), ids=INTERRUPTIBLE)
 @pytest.mark.parametrize("interrupted_at", [1, 3])
 def test_an_interrupted_generation(family: PipelineFamily, interrupted_at: int) -> None:
     def interrupt(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

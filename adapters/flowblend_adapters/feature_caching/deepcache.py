@@ -139,6 +139,11 @@ def find_helper(unet: Any) -> Any | None:
     return owner if is_helper and _MID_BLOCK in getattr(owner, "function_dict", {}) else None
 
 
+def adopt_deepcache(pipe: Any) -> list[Adapter]:
+    """The adapter for a helper that is enabled on a pipeline's UNet, if there is one."""
+    return [] if find_helper(getattr(pipe, "unet", None)) is None else [AdoptedDeepCache()]
+
+
 class _Steering:
     """Takes part in the blend to tell every helper the step, and to let it forget when its UNet enters."""
 
@@ -219,11 +224,15 @@ class _SteeredHelper:
 
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
         """In place of the helper's own, with the step that the router knows."""
-        step, entered = self._step, self._entered
-        if step is None or (entered is not None and step.step_index - entered.step_index < self._warmup_steps):
+        step, entered, helper = self._step, self._entered, self._helper
+        if step is None:
             return False
-        self._helper.cur_timestep = step.step_index
-        return type(self._helper).is_skip_step(self._helper, block_i, layer_i, blocktype)
+        helper.cur_timestep = step.step_index
+        if helper.start_timestep is None:  # as its own rule would at its first call, which may be after the warm-up
+            helper.start_timestep = step.step_index
+        if entered is not None and step.step_index - entered.step_index < self._warmup_steps:
+            return False
+        return type(helper).is_skip_step(helper, block_i, layer_i, blocktype)
 
 
 @contextlib.contextmanager
