@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,8 @@ from .traits import AdapterTraits
 if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torch when they are only listed
     from torch import nn
 
-    from .trace import Trace
+    from .step import StepContext
+    from .trace import Outcome, Trace
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,13 @@ class Adapter(abc.ABC):
         """
         del pipe
         return ()
+
+    def plan(self, target: AttachTarget, steps: Sequence[StepContext]) -> Sequence[Outcome] | None:
+        """What the denoiser will do at each step, where that can be known before the run; ``None`` where it cannot.
+
+        Args:
+            target: what this adapter is attached to.
+            steps: of one generation, in order, without a guidance branch.
+        """
+        del target, steps
+        return None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import copy
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .adapter import Adapter, AttachTarget
+from .clock import Clock
 from .errors import PairError, RoutingError, ScheduleError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager
 from .pair import check_blendable, load_denoiser
@@ -17,7 +20,8 @@ from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabl
 from .router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .stack import judge_adapters, judge_call, setting_of
-from .trace import Trace
+from .step import StepContext
+from .trace import Outcome, Trace
 
 DenoiserSource = str | Path | nn.Module | Any
 
@@ -98,7 +102,7 @@ class Blend:
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
         others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
-        target = AttachTarget(pipe, self.denoisers, self.trace, reentry)
+        target = self._target = AttachTarget(pipe, self.denoisers, self.trace, reentry)
         router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
         enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
         self._router, self._slot, self._hosts = router, slot, hosts
@@ -117,6 +121,31 @@ class Blend:
     @property
     def is_enabled(self) -> bool:
         return self._undo is not None
+
+    def plan(self, num_inference_steps: int) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
+        """The steps of a generation to come, and for each adapter what every step will do, ``None`` if it cannot tell.
+
+        Raises:
+            ScheduleError: the schedule does not fit the number of steps.
+            RoutingError: the sampler's timesteps depend on the call (as with LTX, on the size of the video).
+        """
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        try:
+            scheduler.set_timesteps(num_inference_steps)
+        except (ValueError, TypeError) as error:
+            raise RoutingError(
+                f"{type(scheduler).__name__} sets its timesteps when {type(self.pipeline).__name__} is called, so its "
+                "steps are not known before."
+            ) from error
+        clock = Clock(types.SimpleNamespace(scheduler=scheduler))
+        clock.refresh()
+        assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
+        sigmas = clock.sigmas or [None] * len(assignments)
+        steps = [
+            StepContext(index, len(assignments), sigmas[index], clock.timesteps[index], stage, letter, None, 0)
+            for index, (letter, stage) in enumerate(assignments)
+        ]
+        return steps, [adapter.plan(self._target, steps) for adapter in self.adapters]
 
     def disable(self) -> None:
         """Take everything off: the pipeline is byte for byte what it was before :func:`enable`.

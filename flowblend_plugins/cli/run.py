@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from ..adapter import Adapter
-from ..errors import FlowBlendError, UsageError
-from ..manager import make_adapters
+from ..adapter_spec import write_spec
+from ..errors import FlowBlendError, RoutingError, UsageError
+from ..manager import FlowblendPluginManager, make_adapters
 from ..markers import hookimpl
 from ..presets import PairPreset
 from ..schedule import StageSchedule
 from ..step import StepContext
+from ..trace import Outcome
 from ..traits import REENTRY_POLICIES
 from .options import (
     AdapterOption,
@@ -67,7 +70,8 @@ def run(
         str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
     ] = "recompute",
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say which denoiser would answer when, and stop. Nothing is loaded.")
+        bool,
+        typer.Option("--plan", help="Say which denoiser would answer when, and what adapters know of it, and stop."),
     ] = False,
     out: OutOption = Path("out/run"),
     as_json: JsonOption = False,
@@ -98,7 +102,11 @@ def run(
     if plan:
         if num_steps is None:
             raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
-        _show_plan(stages, num_steps, as_json)
+        plans_ahead = any(type(adapter).plan is not Adapter.plan for adapter in adapters)
+        # They read it off the denoisers; without them nothing is loaded.
+        source = (pair, large, small)
+        plans = _plan_adapters(manager, source, stages, adapters, reentry, num_steps) if plans_ahead else {}
+        _show_plan(stages, num_steps, as_json, plans)
         return
     if num_steps is not None:
         _resolve(stages, num_steps)  # a misfit is told before anything is loaded
@@ -187,12 +195,49 @@ def _resolve(stages: StageSchedule, num_steps: int) -> str | None:
     return None if stages.needs_sigmas else stages.describe(num_steps)
 
 
-def _show_plan(stages: StageSchedule, num_steps: int, as_json: bool) -> None:
+def _plan_adapters(
+    manager: FlowblendPluginManager,
+    pair: tuple[str, str | None, str | None],
+    stages: StageSchedule,
+    adapters: Sequence[Adapter],
+    reentry: str,
+    num_steps: int,
+) -> dict[str, list[Outcome] | None]:
+    """What every step will do, by adapter; ``None`` where only the run will tell."""
+    from ..blend import enable
+
+    opened = open_pair(manager, *pair)
+    with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry) as blend:
+        try:
+            outcomes = blend.plan(num_steps)[1]
+        except RoutingError:
+            outcomes = [None] * len(blend.adapters)
+        return {
+            write_spec(adapter): list(plan) if plan is not None else None
+            for adapter, plan in zip(blend.adapters, outcomes, strict=True)
+            if type(adapter).plan is not Adapter.plan
+        }
+
+
+def _show_plan(
+    stages: StageSchedule, num_steps: int, as_json: bool, plans: Mapping[str, Sequence[Outcome] | None] | None = None
+) -> None:
     resolved = _resolve(stages, num_steps)
     if as_json:
-        typer.echo(json.dumps({"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved}))
-    else:
-        typer.echo(f"{stages.text}: {resolved or 'by sigma; the sampler sets its sigmas when it runs'}")
+        plan = {"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved, "adapters": plans or {}}
+        typer.echo(json.dumps(plan))
+        return
+    typer.echo(f"{stages.text}: {resolved or 'by sigma; the sampler sets its sigmas when it runs'}")
+    for adapter, outcomes in (plans or {}).items():
+        typer.echo(f"{adapter}: {_describe_outcomes(outcomes) if outcomes else 'known only while it runs'}")
+
+
+def _describe_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """Runs of like steps, then what they come to."""
+    runs = [(outcome, len(list(group))) for outcome, group in itertools.groupby(outcomes)]
+    spared = sum(outcome != "compute" for outcome in outcomes)
+    listed = ", ".join(f"{outcome} {length}" for outcome, length in runs)
+    return f"{listed} ({spared} of {len(outcomes)} steps are not computed)"
 
 
 def _generate(pipeline: Any, arguments: dict[str, Any], seed: int, progress: _Progress) -> Any:

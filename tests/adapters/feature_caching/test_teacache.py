@@ -43,7 +43,7 @@ from tests.exactness.test_undo import Stumble, stumble_at_call
 
 def fit_for(denoiser: Any, signal: str, **changes: Any) -> Fit:
     estimate = Estimate(changes.pop("polynomial", Polynomial(IDENTITY, (0.0, 100.0))), slow=0.2, fast=0.4)
-    return Fit(describe_denoiser(denoiser) | changes, signal, estimate, 1.0, 10, 10)
+    return Fit(describe_denoiser(denoiser) | changes, signal, estimate, 1.0, 10, (10,))
 
 
 def fits_for_tiny_denoisers() -> tuple[Fit, ...]:

@@ -116,10 +116,12 @@ def test_the_first_step_of_a_stage_is_computed_and_counters_follow_real_steps(
 
 
 def test_without_mirror_the_small_denoiser_computes_though_its_class_is_patched() -> None:
-    with patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe):
-        with fb.enable(pipe, family.make_small(), "SSS") as blend:
-            blended = family.run(pipe, 10)
-            assert set(outcomes(blend)) == {"c"}
+    with (
+        patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe),
+        fb.enable(pipe, family.make_small(), "SSS") as blend,
+    ):
+        blended = family.run(pipe, 10)
+        assert set(outcomes(blend)) == {"c"}
     small = family.pipe()
     small.transformer = family.make_small()
     assert torch.equal(blended, family.run(small, 10))
@@ -128,37 +130,41 @@ def test_without_mirror_the_small_denoiser_computes_though_its_class_is_patched(
 @pytest.mark.parametrize("steps", [6, 14])
 def test_the_number_of_steps_it_believes_in_is_the_real_one(steps: int) -> None:
     """The patch was set up for ten steps; the generation has others, and its last step must be the one computed."""
-    with patched_pipe("wan, no retention", "class", steps=10, threshold=1e6) as (family, pipe):
-        with fb.enable(pipe, family.make_small(), "LLL") as blend:
-            family.run(pipe, steps)
-            assert outcomes(blend) == outcomes(blend, "uncond") == "c" + "r" * (steps - 2) + "c"
+    with (
+        patched_pipe("wan, no retention", "class", steps=10, threshold=1e6) as (family, pipe),
+        fb.enable(pipe, family.make_small(), "LLL") as blend,
+    ):
+        family.run(pipe, steps)
+        assert outcomes(blend) == outcomes(blend, "uncond") == "c" + "r" * (steps - 2) + "c"
 
 
 def test_without_guidance_every_step_continues_the_one_before() -> None:
     """By parity, one branch alone would use two states in turn."""
-    with patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe):
-        with fb.enable(pipe, family.make_small(), "LLL") as blend:
-            family.run(pipe, 10, guidance_scale=1.0)
-            assert outcomes(blend) == "c" + "r" * 8 + "c"
+    with (
+        patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe),
+        fb.enable(pipe, family.make_small(), "LLL") as blend,
+    ):
+        family.run(pipe, 10, guidance_scale=1.0)
+        assert outcomes(blend) == "c" + "r" * 8 + "c"
 
 
 def test_cond_and_uncond_keep_their_own_residuals() -> None:
     entries: list[torch.Tensor] = []
     ends: list[torch.Tensor] = []
     texts: list[float] = []
-    with patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe):
-        with fb.enable(pipe, family.make_small(), "L:4,S:2,L:4") as blend:
-            large = pipe.transformer
-            large.patch_embedding.register_forward_hook(
-                lambda m, a, out: entries.append(out.flatten(2).transpose(1, 2))
-            )
-            large.norm_out.register_forward_pre_hook(lambda m, a: ends.append(a[0]))
-            large.register_forward_pre_hook(
-                lambda m, a, kw: texts.append(kw["encoder_hidden_states"].sum().item()), with_kwargs=True
-            )
-            family.run(pipe, 10)
-            assert blend.trace.last is not None
-            calls = [call for call in blend.trace.last.calls if call.step.denoiser == "L"]
+    with (
+        patched_pipe("wan, no retention", "class", threshold=1e6) as (family, pipe),
+        fb.enable(pipe, family.make_small(), "L:4,S:2,L:4") as blend,
+    ):
+        large = pipe.transformer
+        large.patch_embedding.register_forward_hook(lambda m, a, out: entries.append(out.flatten(2).transpose(1, 2)))
+        large.norm_out.register_forward_pre_hook(lambda m, a: ends.append(a[0]))
+        large.register_forward_pre_hook(
+            lambda m, a, kw: texts.append(kw["encoder_hidden_states"].sum().item()), with_kwargs=True
+        )
+        family.run(pipe, 10)
+        assert blend.trace.last is not None
+        calls = [call for call in blend.trace.last.calls if call.step.denoiser == "L"]
     made: dict[float, torch.Tensor] = {}
     for entry, end, prompt, call in zip(entries, ends, texts, calls, strict=True):
         if call.outcome == "reuse":
@@ -211,10 +217,12 @@ def test_other_denoisers_with_the_same_marks_are_recognised() -> None:
         return self.previous_residual
 
     attributes = {"enable_teacache": True, "cnt": 0, "num_steps": 6, "rel_l1_thresh": 0.1, "previous_residual": None}
-    with patched_class(type(pipe.transformer), forward, attributes):
-        with fb.enable(pipe, family.make_small(), "L:2,S:2,L:2") as blend:
-            family.run(pipe, 6)
-            assert outcomes(blend, "cond_uncond") == "crcccc"
+    with (
+        patched_class(type(pipe.transformer), forward, attributes),
+        fb.enable(pipe, family.make_small(), "L:2,S:2,L:2") as blend,
+    ):
+        family.run(pipe, 6)
+        assert outcomes(blend, "cond_uncond") == "crcccc"
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
@@ -235,9 +243,11 @@ def test_switched_off_it_is_left_alone() -> None:
 
 @pytest.mark.parametrize("other", ["teacache(threshold=0.1)", "first_block_cache(threshold=0.1)"])
 def test_a_second_cache_beside_it_is_refused(other: str) -> None:
-    with patched_pipe("wan", "class") as (family, pipe):
-        with pytest.raises(fb.StackError, match=r"'adopted_teacache' and '.*' are two feature caches on one denoiser"):
-            fb.enable(pipe, family.make_small(), adapters=[other])
+    with (
+        patched_pipe("wan", "class") as (family, pipe),
+        pytest.raises(fb.StackError, match=r"'adopted_teacache' and '.*' are two feature caches on one denoiser"),
+    ):
+        fb.enable(pipe, family.make_small(), adapters=[other])
 
 
 def test_a_patch_that_is_no_method_cannot_be_mirrored() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
@@ -37,7 +37,7 @@ class TeaCache(Adapter):
 
     Args:
         threshold: estimated relative change of the output up to which the last residual is reused; 0 never reuses,
-            ``None`` is the slow one published (or fitted) for the size of each denoiser.
+            ``None`` and ``"fast"`` are the slow and fast ones published (or fitted) for the size of each denoiser.
         retention: on Wan, watch the projected time embedding and compute the first five steps (as published with
             "retention steps"); off, watch the plain time embedding and compute the first and the last step.
         coefficients: a file from ``flowblend calibrate teacache``, or a published model by name; ``None`` finds those
@@ -46,13 +46,14 @@ class TeaCache(Adapter):
         denoisers: letters of the denoisers to put it on, such as ``"L"``; ``None`` for all.
     """
 
-    threshold: float | None = None
+    threshold: float | Literal["fast"] | None = None
     retention: bool = True
     coefficients: str | None = None
     warmup_steps: int = 0
     denoisers: str | None = None
 
     name: ClassVar[str] = "teacache"
+    suggested: ClassVar[tuple[str, ...]] = ("teacache", "teacache(threshold='fast')")
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,
@@ -63,7 +64,7 @@ class TeaCache(Adapter):
     )
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0.0 <= self.threshold < math.inf:
+        if self.threshold not in (None, "fast") and not 0.0 <= self.threshold < math.inf:
             raise ValueError(f"threshold={self.threshold}: expected a number from 0 up, or None for the published one")
         check_stage_options(self.denoisers, self.warmup_steps)
         if self.coefficients is not None:

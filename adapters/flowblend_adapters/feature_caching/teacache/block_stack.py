@@ -19,6 +19,7 @@ from flowblend_plugins import RoutingError
 
 from .published import TIME
 from .signals import layout_of
+from .uncompiled import uncompiled
 
 
 class StackController(Protocol):
@@ -86,7 +87,7 @@ class BlockStack:
             self._leave(output)
         return output
 
-    @torch.compiler.disable
+    @uncompiled
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         arguments = dict(zip(self._layout.block_arguments, args, strict=False)) | dict(kwargs)
         decision = self._controller.entering(block, arguments, self._time)
@@ -95,7 +96,7 @@ class BlockStack:
         self._entry = arguments["hidden_states"] if decision is not False else None
         self._time = None
 
-    @torch.compiler.disable
+    @uncompiled
     def _reused(self) -> torch.Tensor:
         assert self._entry is not None
         assert self._residual is not None
@@ -103,14 +104,14 @@ class BlockStack:
         self._forget()
         return output
 
-    @torch.compiler.disable
+    @uncompiled
     def _leave(self, output: torch.Tensor) -> None:
         assert self._entry is not None
         residual = output - self._entry
         self._forget()
         self._controller.computed(residual)
 
-    @torch.compiler.disable
+    @uncompiled
     def _before_tail(self, module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         if self._residual is not None:
             return (self._reused(),)

@@ -21,6 +21,8 @@ from flowblend_plugins.cli.options import (
 from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
 from flowblend_plugins.errors import UsageError
 
+PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
+
 
 def teacache(
     ctx: typer.Context,
@@ -30,7 +32,9 @@ def teacache(
     steps: Annotated[
         list[int] | None,
         typer.Option(
-            "--steps", min=1, help="Number of inference steps; may be repeated, to fit for all.  [default: the pair's]"
+            "--steps",
+            min=1,
+            help="Number of inference steps; may be repeated, the main one first.  [default: the pair's]",
         ),
     ] = None,
     guidance_scale: GuidanceScaleOption = None,
@@ -39,6 +43,9 @@ def teacache(
         typer.Option("--prompt", help="What to generate; may be repeated.  [default: the pair's examples]"),
     ] = None,
     seed: SeedOption = 0,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="[default: the pair's]")] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The JSON file for teacache(coefficients=FILE).")
     ] = Path("out/teacache.json"),
@@ -64,8 +71,8 @@ def teacache(
     prepare_output_folder(out.parent)
     opened = open_pair(manager, pair, large, small)
     call = dict(opened.call_defaults)
-    if guidance_scale is not None:
-        call["guidance_scale"] = guidance_scale
+    asked = {"guidance_scale": guidance_scale, "height": height, "width": width, "num_frames": num_frames}
+    call |= {name: value for name, value in asked.items() if value is not None}
     counts = [{"num_inference_steps": count} for count in steps or ()] or [{}]
     opened.pipeline.set_progress_bar_config(disable=True)
 

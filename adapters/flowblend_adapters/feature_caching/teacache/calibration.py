@@ -129,7 +129,7 @@ def record_changes(
 
 
 def fit_denoiser(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> list[Fit]:
-    """One fit for every signal of the denoiser, good or poor."""
+    """One fit for every signal of the denoiser, good or poor; thresholds are for the first number of steps there is."""
     outputs = np.concatenate([trajectory.outputs for trajectory in trajectories])
     fits = []
     for signal in layout_of(denoiser).signals:
@@ -144,8 +144,10 @@ def fit_denoiser(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> lis
         coefficients = np.polyfit(x, y, DEGREE)
         r_squared = 1 - float(((y - np.polyval(coefficients, x)) ** 2).sum() / ((y - y.mean()) ** 2).sum())
         polynomial = Polynomial(tuple(map(float, coefficients)), (float(x.min()), float(x.max())))
-        slow, fast = (_threshold(signal, polynomial, trajectories, share) for share in _REUSED.values())
-        steps = tuple(sorted({trajectory.num_inference_steps for trajectory in trajectories}))
+        counts = [trajectory.num_inference_steps for trajectory in trajectories]
+        main = [trajectory for trajectory in trajectories if trajectory.num_inference_steps == counts[0]]
+        slow, fast = (_threshold(signal, polynomial, main, share) for share in _REUSED.values())
+        steps = tuple(dict.fromkeys(counts))
         estimate = Estimate(polynomial, slow, fast)
         fits.append(Fit(describe_denoiser(denoiser), signal, estimate, r_squared, len(x), steps))
     return fits

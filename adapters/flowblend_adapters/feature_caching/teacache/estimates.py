@@ -65,13 +65,14 @@ def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | No
     return published[0].estimates[signal]
 
 
-def threshold_for(letter: str, estimate: Estimate, threshold: float | None) -> float:
-    """The one asked for, or the slow one. Raises ``StackError`` where none is known."""
-    if threshold is not None:
+def threshold_for(letter: str, estimate: Estimate, threshold: float | str | None) -> float:
+    """The one asked for: a number, ``"fast"``, or ``None`` for slow. Raises ``StackError`` where it is not known."""
+    if threshold is not None and not isinstance(threshold, str):
         return threshold
-    if estimate.slow is None:
+    known = estimate.slow if threshold is None else estimate.fast
+    if known is None:
         raise StackError(
             f"'teacache': no threshold was published for the model of denoiser {letter}. Give one, such as "
             "threshold=0.2; the larger, the more is reused."
         )
-    return estimate.slow
+    return known

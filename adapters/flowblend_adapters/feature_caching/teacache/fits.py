@@ -24,10 +24,11 @@ class Fit:
     Attributes:
         denoiser: class and config of the denoiser it was fitted for.
         signal: name of the signal.
-        estimate: the polynomial on the changes seen, and the thresholds that reuse a third and half of the calls.
+        estimate: the polynomial on the changes seen, and the thresholds that reuse a third and half of the calls in
+            generations of the first number of steps.
         r_squared: fraction of the variance of the output's change that it explains.
         num_points: pairs of changes it was fitted to.
-        num_inference_steps: of the generations they come from.
+        num_inference_steps: of the generations they come from, the main number first.
     """
 
     denoiser: Mapping[str, Any]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowblend_plugins import StackError, hookimpl
@@ -17,6 +16,7 @@ from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace import Trace
 
 from .entries import Entries
+from .uncompiled import uncompiled
 
 _SETTINGS = {
     "enable_teacache", "cnt", "num_steps", "rel_l1_thresh", "coefficients", "ret_steps", "cutoff_steps",
@@ -53,7 +53,7 @@ class PatchedDenoiser:
             undo.callback(self._denoiser.register_forward_hook(self._after).remove)
             yield
 
-    @torch.compiler.disable
+    @uncompiled
     def _before(self, denoiser: Any, args: Any) -> None:
         step = self._trace.step
         self._has_computed = False
@@ -74,7 +74,7 @@ class PatchedDenoiser:
             before_end = self._settings["num_steps"] - self._settings["cutoff_steps"]
             denoiser.cutoff_steps = denoiser.num_steps - before_end
 
-    @torch.compiler.disable
+    @uncompiled
     def _after(self, denoiser: Any, args: Any, output: Any) -> None:
         if self._trace.step is None:
             return

@@ -1,0 +1,15 @@
+"""Keeping decisions out of compiled graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def uncompiled(function: F) -> F:
+    """``torch.compiler.disable`` with the type of what it is given: methods stay methods to a type checker."""
+    return cast(F, torch.compiler.disable(function))
