@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -20,7 +22,8 @@ def make_codec(scaling_factor: float = 1.0) -> AutoencoderKL:
 
     ``scaling_factor`` brings the latents to unit variance, as the pipeline expects of it.
     """
-    return AutoencoderKL(
+    make: Any = AutoencoderKL  # whose signature says that a tuple of block sizes has one element
+    return make(
         sample_size=SIZE,
         latent_channels=LATENT_CHANNELS,
         block_out_channels=(16, 32, 48),
@@ -62,7 +65,7 @@ def codec_loss(codec: AutoencoderKL, images: torch.Tensor, step: int) -> torch.T
     with torch.autocast(images.device.type, torch.bfloat16):
         moments = codec.quant_conv(codec.encoder(images))  # pyright: ignore[reportOptionalCall]
         posterior = DiagonalGaussianDistribution(moments.float())
-        output = codec.decode(posterior.sample(), return_dict=False)[0]
+        output = codec.decode(cast(Any, posterior.sample()), return_dict=False)[0]
     error = output.float() - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = 0.5 * (posterior.mean.square() + posterior.logvar.exp() - 1.0 - posterior.logvar).mean()

@@ -1,9 +1,10 @@
-"""The words of the world for CLIP: a tokenizer that knows each as one token, and a small text encoder taught to read."""
+"""The words of the world for CLIP: a tokenizer with one token for each, and a small encoder taught to read them."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def make_tokenizer() -> CLIPTokenizer:
     tokens = [START, END, *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=merges,
+        merges=cast(Any, merges),
         unk_token=END,
         bos_token=START,
         eos_token=END,
