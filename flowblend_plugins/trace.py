@@ -41,11 +41,12 @@ class CallRecord(NamedTuple):
 
 @dataclass
 class Generation:
-    """The denoiser calls of one pipeline call, and the steps at which a denoiser entered."""
+    """The denoiser calls of one pipeline call, the steps at which a denoiser entered, and notes of the adapters."""
 
     index: int
     calls: list[CallRecord] = field(default_factory=list)
     entries: list[StepContext] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     error: str | None = None
 
     def num_forwards(self, denoiser: str, outcome: Outcome) -> int:
@@ -93,6 +94,10 @@ class Trace:
     def report_outcome(self, outcome: Outcome) -> None:
         """For adapters: say what the denoiser call in progress did, where it was not ``compute``."""
         self._outcome = outcome
+
+    def note(self, text: str) -> None:
+        """For adapters: a line on the generation in progress, or the one that has just ended, shown in its summary."""
+        self.generations[-1].notes.append(text)
 
     # -- written by the router -----------------------------------------------------------------------------------
 
@@ -172,7 +177,7 @@ class Trace:
         chosen = self._generation(generation)
         lines = [_headline(chosen, self.schedule.text)]
         if chosen.calls:
-            lines += ["", _table(chosen.calls), "", _forwards(chosen), *self._flop_lines(generation)]
+            lines += ["", _table(chosen.calls), "", _forwards(chosen), *chosen.notes, *self._flop_lines(generation)]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +198,7 @@ class Trace:
                         for call in generation.calls
                     ],
                     "entries": [_json_step(step) for step in generation.entries],
+                    "notes": list(generation.notes),
                     "flops": self._json_flops(index),
                 }
                 for index, generation in enumerate(self.generations)

@@ -8,7 +8,9 @@ import typer
 
 from flowblend_plugins import Adapter, hookimpl
 
+from .feature_caching.adopted_cache_dit import AdoptedCacheDit, adopt_cache_dit
 from .feature_caching.adopted_diffusers_cache import AdoptedDiffusersCache, adopt_diffusers_cache
+from .feature_caching.cache_dit import CacheDit
 from .feature_caching.deepcache import AdoptedDeepCache, DeepCache, adopt_deepcache
 from .feature_caching.faster_cache import FasterCache
 from .feature_caching.first_block_cache import FirstBlockCache
@@ -40,12 +42,19 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         AdoptedTeaCache,
         DeepCache,
         AdoptedDeepCache,
+        CacheDit,
+        AdoptedCacheDit,
     ]
 
 
 @hookimpl
 def flowblend_adopt(pipeline: Any) -> list[Adapter]:
-    return [*adopt_diffusers_cache(pipeline), *adopt_teacache(pipeline), *adopt_deepcache(pipeline)]
+    return [
+        *adopt_diffusers_cache(pipeline),
+        *adopt_teacache(pipeline),
+        *adopt_deepcache(pipeline),
+        *adopt_cache_dit(pipeline),
+    ]
 
 
 @hookimpl

@@ -1,0 +1,118 @@
+"""cache-dit as a user enabled it before FlowBlending: left in place, and told when what it kept is stale."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
+
+from .cache_dit import CACHE_DIT_TRAITS, cache_dit_obstacles, has_cache_dit, own_cached_blocks
+from .cache_dit_contexts import BranchContexts, CacheDitSteering
+from .observed_calls import probe_beneath
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptedCacheDit(Adapter):
+    """A cache-dit that was enabled on the pipeline, or on its denoiser, before FlowBlending was.
+
+    Args:
+        mirror: put cache-dit with the same configuration on the other denoisers too.
+    """
+
+    mirror: bool = False
+
+    name: ClassVar[str] = "adopted_cache_dit"
+    traits: ClassVar[AdapterTraits] = replace(CACHE_DIT_TRAITS, wraps=None)  # not put on here, so in nobody's way
+
+    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+        denoiser = getattr(pipe, "transformer", None)
+        if denoiser is None:  # on a UNet the traits say all there is to say
+            return
+        if has_cache_dit(denoiser):
+            yield from _obstacles(denoiser)
+        else:
+            yield (
+                f"cache-dit is not enabled on the {type(denoiser).__name__}",
+                "Call cache_dit.enable_cache(pipe) before enable(), or use 'cache_dit'.",
+            )
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[CacheDitSteering]:
+        steering = CacheDitSteering(self.name, target)
+        pattern = target.denoisers["L"]._context_kwargs
+        config, calibrator_config = pattern["cache_config"], pattern.get("calibrator_config")
+        with contextlib.ExitStack() as undo:
+            for letter, denoiser in target.denoisers.items():
+                if has_cache_dit(denoiser):
+                    for found, remedy in _obstacles(denoiser):
+                        raise StackError(f"{self.name!r} on denoiser {letter}: {found}. {remedy}")
+                    undo.enter_context(_steered(denoiser, letter, steering))
+                elif self.mirror:
+                    obstacles = cache_dit_obstacles(denoiser, config.Fn_compute_blocks, config.Bn_compute_blocks)
+                    for found, remedy in obstacles:
+                        raise StackError(f"{self.name!r} mirrored on denoiser {letter}: {found}. {remedy}")
+                    mirrored = own_cached_blocks(denoiser, letter, target, steering, config, calibrator_config, None)
+                    undo.enter_context(mirrored)
+            yield steering
+
+
+@contextlib.contextmanager
+def _steered(denoiser: Any, letter: str, steering: CacheDitSteering) -> Iterator[None]:
+    with contextlib.ExitStack() as undo:
+        probes = [
+            undo.enter_context(probe_beneath(blocks[settings["cache_config"].Fn_compute_blocks]))
+            for blocks, settings in _cached_lists(denoiser)
+        ]
+        calibrator = denoiser._context_kwargs.get("calibrator_config")
+        contexts = BranchContexts(denoiser._context_manager, denoiser._context_names, None)
+        is_predicting = calibrator is not None and calibrator.enable_calibrator
+        undo.enter_context(steering.over(denoiser, letter, contexts, probes, is_predicting))
+        yield
+
+
+def _cached_lists(denoiser: nn.Module) -> list[tuple[Any, dict[str, Any]]]:
+    """The lists of blocks that cache-dit runs, each with its settings, which it keeps on them."""
+    return [
+        (child, child.__dict__["_context_kwargs"])
+        for child in denoiser.children()
+        if "_context_kwargs" in child.__dict__ and child is not denoiser
+    ]
+
+
+def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
+    """Why a set-up of the user's cannot be made right."""
+    if "_hf_hook" in denoiser.__dict__ and _is_cache_dits(denoiser.__dict__.get("forward")):
+        yield (
+            "cache-dit was enabled after model offloading, which takes it off again at the end of a generation",
+            "Call enable_model_cpu_offload() after cache_dit.enable_cache(), or use 'cache_dit' instead.",
+        )
+    for blocks, settings in _cached_lists(denoiser):
+        config = settings["cache_config"]
+        if config.cache_type.name != "DBCache":
+            yield (
+                f"cache-dit runs as {config.cache_type.name}, and FlowBlending can steer DBCache only",
+                "Enable it with a DBCacheConfig, or call cache_dit.disable_cache().",
+            )
+        elif config.Fn_compute_blocks + config.Bn_compute_blocks >= len(blocks):
+            yield (
+                f"cache-dit always runs Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks="
+                f"{config.Bn_compute_blocks} of {len(blocks)} blocks, so it reuses nothing",
+                "Enable it with fewer, or call cache_dit.disable_cache().",
+            )
+
+
+def adopt_cache_dit(pipe: Any) -> Iterator[Adapter]:
+    """What to take over of a pipeline's: its cache-dit, if it is on."""
+    if has_cache_dit(getattr(pipe, "transformer", None)):
+        yield AdoptedCacheDit()
+
+
+def _is_cache_dits(forward: Any) -> bool:
+    return isinstance(forward, functools.partial) and forward.func.__module__.partition(".")[0] == "cache_dit"
