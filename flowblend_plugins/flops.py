@@ -96,16 +96,23 @@ class FlopCounter:
         """A counter for a loaded denoiser; nothing of it is kept but its class and config."""
         return cls(type(denoiser), getattr(denoiser, "config", {}))
 
-    def count(self, inputs: CallInputs) -> ForwardFlops:
+    def count(self, inputs: CallInputs, skipped: frozenset[str] = frozenset()) -> ForwardFlops:
         """FLOPs of one forward with these inputs; see :func:`count_forward`."""
-        key = repr((inputs.args, sorted(inputs.kwargs.items())))
+        key = repr((inputs.args, sorted(inputs.kwargs.items()), sorted(skipped)))
         if key not in self._counted:
-            self._counted[key] = count_forward(self._class, self._config, inputs)
+            self._counted[key] = count_forward(self._class, self._config, inputs, skipped)
         return self._counted[key]
 
 
-def count_forward(denoiser_class: Any, config: Mapping[str, Any], inputs: CallInputs) -> ForwardFlops:
-    """FLOPs of one forward of a diffusers model of this class and config.
+def count_forward(
+    denoiser_class: Any, config: Mapping[str, Any], inputs: CallInputs, skipped: frozenset[str] = frozenset()
+) -> ForwardFlops:
+    """FLOPs of one forward of a diffusers model of this class and config, but for modules that a cache left out.
+
+    Args:
+        denoiser_class, config: what the model is rebuilt from.
+        inputs: of the call.
+        skipped: names of modules that did not run, as in ``named_modules()``; none of them within another.
 
     Masks have shapes here but no values, so a model that leaves masked tokens out of its attention (Mochi) is counted
     as if none were masked.
@@ -135,7 +142,11 @@ def count_forward(denoiser_class: Any, config: Mapping[str, Any], inputs: CallIn
             f"{str(error).splitlines()[0] if str(error) else 'no message'}. The calls, outcomes and times in the trace "
             "hold."
         ) from error
-    flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    by_module = counter.get_flop_counts()
+    flops = {str(operator): count for operator, count in by_module["Global"].items()}
+    for module in skipped:
+        for operator, count in by_module.get(f"{name}.{module}", {}).items():
+            flops[str(operator)] -= count
     linear = sum(count for operator, count in flops.items() if operator in _LINEAR_OPERATORS)
     convolution = sum(count for operator, count in flops.items() if "conv" in operator)
     total = sum(flops.values())

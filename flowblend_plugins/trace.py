@@ -31,12 +31,15 @@ class CallRecord(NamedTuple):
         outcome: ``compute`` unless an adapter reported otherwise.
         time_ms: device time on CUDA, host time elsewhere; nan on CUDA until the generation has ended without error.
         inputs: shapes and plain values of its inputs, from which its FLOPs are counted.
+        skipped: of a call that was not all computed, the names of the modules that did not run, where the adapter
+            knows them; none where the call as a whole was skipped.
     """
 
     step: StepContext
     outcome: Outcome
     time_ms: float
     inputs: CallInputs
+    skipped: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Trace:
         self.generations: list[Generation] = []
         self.step: StepContext | None = None
         self._outcome: Outcome = "compute"
+        self._skipped: frozenset[str] = frozenset()
         self._device = torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
         self._flop_counters = {letter: FlopCounter.of(module) for letter, module in self.denoisers.items()}
@@ -91,9 +95,15 @@ class Trace:
     def last(self) -> Generation | None:
         return self.generations[-1] if self.generations else None
 
-    def report_outcome(self, outcome: Outcome) -> None:
-        """For adapters: say what the denoiser call in progress did, where it was not ``compute``."""
-        self._outcome = outcome
+    def report_outcome(self, outcome: Outcome, skipped: frozenset[str] = frozenset()) -> None:
+        """For adapters: say what the denoiser call in progress did, where it was not ``compute``.
+
+        Args:
+            outcome: ``"reuse"`` or ``"predict"``.
+            skipped: names of the modules that did not run, where all others did. They alone are then left out of the
+                FLOPs; with none, the whole call is.
+        """
+        self._outcome, self._skipped = outcome, skipped
 
     def note(self, text: str) -> None:
         """For adapters: a line on the generation in progress, or the one that has just ended, shown in its summary."""
@@ -106,7 +116,7 @@ class Trace:
         self.generations.append(Generation(len(self.generations)))
         self._device = device
         self._events = [] if device.type == "cuda" else None
-        self._outcome = "compute"
+        self._outcome, self._skipped = "compute", frozenset()
 
     def start(self, step: StepContext) -> Any:
         """The moment a call starts: seconds on the host, or a CUDA event."""
@@ -119,8 +129,8 @@ class Trace:
         else:  # resolved at the end: waiting for the device here would slow what is measured
             time_ms = math.nan
             self._events.append((started, self._event()))
-        record = CallRecord(step, self._outcome, time_ms, describe_inputs(args, kwargs))
-        self._outcome = "compute"
+        record = CallRecord(step, self._outcome, time_ms, describe_inputs(args, kwargs), self._skipped)
+        self._outcome, self._skipped = "compute", frozenset()
         self.step = None
         self.generations[-1].calls.append(record)
         return record
@@ -148,8 +158,9 @@ class Trace:
     def flops(self, generation: int = -1) -> GenerationFlops:
         """What a generation cost. The first count of new input shapes takes seconds for a denoiser of billions.
 
-        A call that was not computed (``reuse``, ``predict``) counts as nothing, though a cache still runs its test and
-        what stands outside the cached blocks: for such calls this is a lower bound.
+        A call that was not computed (``reuse``, ``predict``) counts as what its cache says still ran. Where that is
+        not known it counts as nothing, though a cache still runs its test and what stands outside the cached blocks:
+        for such calls this is a lower bound.
 
         Args:
             generation: its index; -1 for the last.
@@ -163,8 +174,8 @@ class Trace:
             raise FlopCountError("the generation made no denoiser call, so there are no FLOPs to count.")
         linear = full = large_linear = large_full = 0
         for call in calls:
-            if call.outcome == "compute":
-                spent = self._flop_counters[call.step.denoiser].count(call.inputs)
+            if call.outcome == "compute" or call.skipped:
+                spent = self._flop_counters[call.step.denoiser].count(call.inputs, call.skipped)
                 linear, full = linear + spent.linear, full + spent.total
             large = self._flop_counters["L"].count(call.inputs)
             large_linear, large_full = large_linear + large.linear, large_full + large.total
@@ -230,8 +241,8 @@ class Trace:
             f"{flops.full_fraction_of_large:.1%} of large-only."
         )
         yield (
-            "2 FLOPs per multiply-add; every guidance branch counts; reused and predicted calls count as 0; "
-            "large-only is L computing the same calls."
+            "2 FLOPs per multiply-add; every guidance branch counts; reused and predicted calls count as what is "
+            "known to have run in them, else as 0; large-only is L computing the same calls."
         )
 
     def _json_flops(self, index: int) -> dict[str, Any]:

@@ -100,13 +100,20 @@ class FasterCache(NativeCache):
 
         timestep: Any = PipelineTimestep(self.name, letter, target)
 
+        names = {module: name for name, module in denoiser.named_modules()}
+        skipped: dict[StepContext | None, set[str]] = {}
+
         # diffusers asks for a weight when, and only when, it does not compute: that is what a call has done.
         def attention_weight(module: nn.Module) -> float:
-            target.trace.report_outcome("predict")
+            step = target.trace.step
+            if step not in skipped:
+                skipped.clear()  # of the call before
+            skipped.setdefault(step, set()).add(names[module])
+            target.trace.report_outcome("predict", frozenset(skipped[step]))
             return self.attention_weight
 
         def low_frequency_weight(module: nn.Module) -> float:
-            target.trace.report_outcome("predict")
+            target.trace.report_outcome("predict")  # of half a batch: what ran is no module by name
             return self.alpha_low_frequency if _is_within(timestep(), LOW_FREQUENCY_TIMESTEPS) else 1.0
 
         def high_frequency_weight(module: nn.Module) -> float:

@@ -42,6 +42,9 @@ class NativeCache(Adapter):
     skipped_outcome: ClassVar[str] = "reuse"
     """What a call was in which some of :meth:`observed_modules` did not run: ``"reuse"`` or ``"predict"``."""
 
+    observes_all_it_skips: ClassVar[bool] = False
+    """Beyond :meth:`observed_modules` everything runs at every call, so that its FLOPs are known."""
+
     needs_registered_blocks: ClassVar[bool] = True
     """It works on blocks whose class diffusers has registered with its block caches."""
 
@@ -102,16 +105,25 @@ class NativeCache(Adapter):
         config = self.config_for(denoiser, letter, target)
         with contextlib.ExitStack() as undo:
             undo.enter_context(restored_hooks(denoiser))
-            probes = [undo.enter_context(probe_beneath(module)) for module in self.observed_modules(denoiser)]
+            observed = self.observed_modules(denoiser)
+            probes = [undo.enter_context(probe_beneath(module)) for module in observed]
+            names = {module: name for name, module in denoiser.named_modules()}
             undo.enter_context(enabled_cache(denoiser, config))
             steer = self.steered(denoiser, config)
 
             def before_call(step: StepContext) -> None:
                 steer(step, stages.steps_in_stage(step) < self.warmup_steps)
 
-            undo.enter_context(
-                observed_calls(denoiser, probes, target.trace, lambda: self.outcome_of_skip(denoiser), before_call)
-            )
+            def skipped_names() -> frozenset[str]:
+                if not self.observes_all_it_skips:
+                    return frozenset()
+                skipped = (module for module, probe in zip(observed, probes, strict=True) if not probe.has_run)
+                return frozenset(names[module] for module in skipped)
+
+            def outcome() -> Outcome:
+                return self.outcome_of_skip(denoiser)
+
+            undo.enter_context(observed_calls(denoiser, probes, target.trace, outcome, before_call, skipped_names))
             yield
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:

@@ -58,6 +58,7 @@ def observed_calls(
     trace: Trace,
     skipped_outcome: Outcome | Callable[[], Outcome],
     before_call: Callable[[StepContext], None],
+    skipped_names: Callable[[], frozenset[str]] = frozenset,
 ) -> Iterator[None]:
     """Report every routed call of a denoiser in which one of the probes did not run.
 
@@ -67,6 +68,7 @@ def observed_calls(
         trace: of the blend.
         skipped_outcome: ``"reuse"`` or ``"predict"``: what to report of such a call, or who says so just after it.
         before_call: told where each routed call stands, before the cache decides.
+        skipped_names: the modules that did not run in the call just made, where that is known of all of them.
     """
 
     def start(module: nn.Module, args: Any) -> None:
@@ -77,7 +79,8 @@ def observed_calls(
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
         if trace.step is not None and not all(probe.has_run for probe in probes):
-            trace.report_outcome(skipped_outcome() if callable(skipped_outcome) else skipped_outcome)
+            outcome = skipped_outcome() if callable(skipped_outcome) else skipped_outcome
+            trace.report_outcome(outcome, skipped_names())
 
     with contextlib.ExitStack() as undo:
         undo.callback(denoiser.register_forward_pre_hook(start).remove)

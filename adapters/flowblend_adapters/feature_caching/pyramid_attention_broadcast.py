@@ -55,6 +55,7 @@ class PyramidAttentionBroadcast(NativeCache):
         "pyramid_attention_broadcast",
         "pyramid_attention_broadcast(spatial_interval=4)",
     )
+    observes_all_it_skips: ClassVar[bool] = True
     needs_registered_blocks: ClassVar[bool] = False
     needs_cache_contexts: ClassVar[bool] = False
     min_blocks: ClassVar[int] = 1

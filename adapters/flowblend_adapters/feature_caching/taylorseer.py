@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from flowblend_plugins import AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.traits import Family
 
-from .native_cache import BeforeCall, NativeCache, hooks_named
+from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +62,7 @@ class TaylorSeer(NativeCache):
         "taylorseer(is_lite=True, cache_interval=3)",
     )
     skipped_outcome: ClassVar[str] = "predict"
+    observes_all_it_skips: ClassVar[bool] = True
     needs_registered_blocks: ClassVar[bool] = False
     min_blocks: ClassVar[int] = 1
 
@@ -107,7 +108,7 @@ class TaylorSeer(NativeCache):
     def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
         if self.is_lite:
             projection = getattr(denoiser, "proj_out", None)
-            return [] if projection is None else [projection]
+            return [] if projection is None else [*transformer_blocks(denoiser), projection]
         return [module for name, module in denoiser.named_modules() if re.fullmatch(self._pattern, name)]
 
     def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:

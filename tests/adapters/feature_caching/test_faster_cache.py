@@ -25,6 +25,7 @@ from tests.adapters.feature_caching.native_cache_contract import (
     small_wan,
 )
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO, Family
+from tests.trace.test_flops import RealCount
 
 ESTIMATING = [FAMILIES["cogvideox"], FAMILIES["mochi"]]
 estimating = pytest.mark.parametrize("family", ESTIMATING, ids=lambda family: family.name)
@@ -197,6 +198,17 @@ def test_offloading_does_not_take_the_estimate_away_after_the_first_generation(f
             assert torch.equal(family.run(pipe, 10), expected)
     for _ in range(2):
         assert torch.equal(family.run(pipe, 10), plain)
+
+
+def test_where_attention_alone_is_extrapolated_the_flops_are_those_of_what_ran() -> None:
+    pipe = tiny_ltx_pipeline()
+    with fb.enable(pipe, small_ltx(), "LSL", adapters=[within((-1, 1001))]) as blend:
+        real = RealCount(list(blend.denoisers.values()))
+        with real.running():
+            generate(pipe)
+        flops = blend.trace.flops()
+        assert blend.trace.generations[0].num_forwards("L", "predict") > 0
+    assert (flops.linear, flops.full) == (real.linear, real.total)
 
 
 # -- where branches would mix, and where diffusers alone crashes ---------------------------------------------------

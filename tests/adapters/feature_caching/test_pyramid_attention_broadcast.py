@@ -26,6 +26,7 @@ from tests.adapters.feature_caching.native_cache_contract import (
     small_wan,
 )
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO, Family
+from tests.trace.test_flops import RealCount
 
 EVERYWHERE = (-1, 1001)
 
@@ -174,6 +175,18 @@ def test_the_count_starts_again_in_every_stage() -> None:
         outcomes = [call.outcome for call in blend.trace.generations[0].calls]
     compute, reuse = "compute", "reuse"
     assert outcomes == [compute, reuse, compute] + [compute, reuse] * 2 + [compute, reuse, compute]
+
+
+def test_the_flops_are_those_of_what_ran() -> None:
+    pipe = tiny_ltx_pipeline()
+    spec = "pyramid_attention_broadcast(timestep_range=(-1, 1001))"
+    with fb.enable(pipe, small_ltx(), "LSL", adapters=[spec]) as blend:
+        real = RealCount(list(blend.denoisers.values()))
+        with real.running():
+            generate(pipe)
+        flops = blend.trace.flops()
+        assert blend.trace.generations[0].num_forwards("L", "reuse") > 0
+    assert (flops.linear, flops.full) == (real.linear, real.total)
 
 
 # -- what would do nothing -----------------------------------------------------------------------------------------

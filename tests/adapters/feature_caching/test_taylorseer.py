@@ -18,6 +18,7 @@ from tests.adapters.feature_caching.native_cache_contract import (
     small_wan,
 )
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO, Family
+from tests.trace.test_flops import RealCount
 
 
 class TaylorSeerContract(NativeCacheContract):
@@ -128,6 +129,18 @@ def test_where_state_is_kept_the_warm_up_is_still_computed() -> None:
         generate(pipe, guidance_scale=1.0)
         outcomes = [call.outcome for call in blend.trace.generations[0].calls]
     assert outcomes == ["compute"] * 3 + ["predict", "compute"] + ["compute"] + ["compute"] * 3 + ["predict"]
+
+
+@pytest.mark.parametrize("spec", ["taylorseer(cache_interval=3)", "taylorseer(is_lite=True)"])
+def test_the_flops_are_those_of_what_ran(spec: str) -> None:
+    pipe = tiny_wan_pipeline()
+    with fb.enable(pipe, small_wan(), "L:5,S:5", adapters=[spec]) as blend:
+        real = RealCount(list(blend.denoisers.values()))
+        with real.running():
+            generate(pipe)
+        flops = blend.trace.flops()
+        assert blend.trace.generations[0].num_forwards("S", "predict") > 0
+    assert flops.full == real.total
 
 
 def refusal(pipe: Any, small: Any, adapter: str) -> str:
