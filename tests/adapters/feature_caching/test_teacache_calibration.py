@@ -84,7 +84,7 @@ def test_a_poor_fit_is_refused_with_the_figure_and_the_limit() -> None:
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(fb.FlowBlendError, match="7 different changes .* --steps 10 or more"):
+    with pytest.raises(fb.FlowBlendError, match=r"7 different changes .* --steps 10 or more"):
         fit_denoiser(tiny_wan_denoiser(), trajectories(noise=0.0, count=1, steps=8))
 
 

@@ -27,8 +27,8 @@ from .rule import Accumulator, Polynomial, SkipRule
 from .signals import layout_of, relative_change
 
 DEGREE = 4
-MIN_R_SQUARED = 0.5
-"""Below this the signal explains less than half of what the output does, and skipping by it is guessing."""
+MIN_R_SQUARED = 0.4
+"""Below this the output changes mostly for reasons that the signal does not show, and skipping by it is guessing."""
 
 _REUSED = {"slow": 1 / 3, "fast": 1 / 2}
 _THRESHOLDS = np.geomspace(1e-4, 1e2, 601)
