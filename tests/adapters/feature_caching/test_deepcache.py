@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from DeepCache import DeepCacheSDHelper
 from torch import nn
 
 import flowblend_plugins as fb
-from flowblend_adapters.feature_caching.deepcache import find_helper
+from flowblend_adapters.feature_caching.deepcache import AdoptedDeepCache, DeepCache, find_helper
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.exactness.pipelines import STABLE_DIFFUSION, UNETS, Family
 from tests.exactness.test_placement import offload_models
@@ -347,3 +350,17 @@ def test_under_model_offload(when: str) -> None:
             assert torch.equal(family.run(pipe), expected)
             assert outcomes(blend) == "crcrcr"
     assert torch.equal(family.run(pipe), plain)
+
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "caches" / "deepcache.md").read_text()
+
+
+def test_the_example_of_its_page_runs_and_shows_the_cache_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    exec(compile(example, "deepcache.md", "exec"), {"__name__": "example"})
+    assert "reuse" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Forwards: "))
+
+
+def test_the_tables_of_its_page_are_the_options() -> None:
+    fields = [*dataclasses.fields(DeepCache), *dataclasses.fields(AdoptedDeepCache)]
+    assert re.findall(r"^\| `(\w+)` \| `(.+?)` \|", PAGE, re.M) == [(f.name, repr(f.default)) for f in fields]
