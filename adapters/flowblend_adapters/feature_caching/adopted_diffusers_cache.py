@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.pipeline import called_denoisers
 from flowblend_plugins.stack import is_guided, setting_of
 from flowblend_plugins.traits import Family
 
@@ -33,25 +32,29 @@ class _NativeKind(NamedTuple):
     """What is known of one of diffusers' caches.
 
     Attributes:
-        hook: name of its hook on every module that runs, beneath it, if and only if a call is computed.
-        skipped_outcome: what a call is in which one of these did not run.
+        hooks: names of its hooks on modules that do not run, beneath them, in a call that is not computed.
+        skipped_outcome: what such a call is.
         tells_branches_apart: its state is kept for each cache context.
         min_blocks: with fewer transformer blocks diffusers cannot put it on.
+        hooks_all_it_skips: all else runs at every call.
     """
 
-    hook: str
+    hooks: tuple[str, ...] = ()
     skipped_outcome: Outcome = "reuse"
     tells_branches_apart: bool = True
-    min_blocks: int = 2
+    min_blocks: int = 1
+    hooks_all_it_skips: bool = True
 
 
 _KINDS = {
-    "FirstBlockCacheConfig": _NativeKind("fbc_block_hook"),
-    "MagCacheConfig": _NativeKind("mag_cache_block_hook", min_blocks=1),
-    "SeaCacheConfig": _NativeKind("sea_cache_block"),
-    "TaylorSeerCacheConfig": _NativeKind("taylorseer_cache", "predict", min_blocks=1),
-    "PyramidAttentionBroadcastConfig": _NativeKind("pyramid_attention_broadcast", "reuse", False, 1),
-    "FasterCacheConfig": _NativeKind("faster_cache_block", "predict", False, 1),
+    "FirstBlockCacheConfig": _NativeKind(("fbc_block_hook",), min_blocks=2),
+    "MagCacheConfig": _NativeKind(("mag_cache_leader_block_hook", "mag_cache_block_hook")),
+    "SeaCacheConfig": _NativeKind(("sea_cache_leader_block", "sea_cache_block"), min_blocks=2),
+    "TaylorSeerCacheConfig": _NativeKind(("taylorseer_cache",), "predict"),
+    "PyramidAttentionBroadcastConfig": _NativeKind(("pyramid_attention_broadcast",), tells_branches_apart=False),
+    "FasterCacheConfig": _NativeKind(
+        ("faster_cache_block",), "predict", tells_branches_apart=False, hooks_all_it_skips=False
+    ),
 }
 
 
@@ -104,6 +107,8 @@ def cached_denoisers(pipe: Any) -> list[nn.Module]:
     """The denoisers that a pipeline calls and that have a cache of diffusers' own enabled."""
     if getattr(pipe, "transformer", None) is None:
         return []
+    from flowblend_plugins.pipeline import called_denoisers
+
     return [d for d in called_denoisers(pipe, "transformer") if getattr(d, "is_cache_enabled", False) is True]
 
 
@@ -131,7 +136,7 @@ class _BranchGuard:
 
 
 def _kind(config: Any) -> _NativeKind:
-    return _KINDS.get(type(config).__name__, _NativeKind(""))  # a cache of text alone skips no call
+    return _KINDS.get(type(config).__name__, _NativeKind())  # a cache of text alone skips no call
 
 
 @contextlib.contextmanager
@@ -155,8 +160,15 @@ def _observed(denoiser: Any, target: AttachTarget) -> Iterator[None]:
     if type(config).__name__ == "MagCacheConfig":
         steer = _mag_count(denoiser, config)
     with contextlib.ExitStack() as undo:
-        probes = [undo.enter_context(probe) for probe in _probes_beneath(denoiser, kind.hook)]
-        undo.enter_context(observed_calls(denoiser, probes, target.trace, kind.skipped_outcome, steer))
+        probes = [(name, undo.enter_context(probe)) for name, probe in _probes_beneath(denoiser, kind.hooks)]
+
+        def skipped_names() -> frozenset[str]:
+            if not kind.hooks_all_it_skips:
+                return frozenset()
+            return frozenset(name for name, probe in probes if not probe.has_run)
+
+        watched = [probe for _, probe in probes]
+        undo.enter_context(observed_calls(denoiser, watched, target.trace, kind.skipped_outcome, steer, skipped_names))
         yield
 
 
@@ -174,11 +186,14 @@ def _mag_count(denoiser: Any, config: Any) -> Callable[[StepContext], None]:
     return before_call
 
 
-def _probes_beneath(denoiser: nn.Module, hook: str) -> Iterator[contextlib.AbstractContextManager[Probe]]:
-    for module in denoiser.modules():
+def _probes_beneath(
+    denoiser: nn.Module, hooks: tuple[str, ...]
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[Probe]]]:
+    for name, module in denoiser.named_modules():
         registry: Any = module.__dict__.get("_diffusers_hook")
-        if registry is not None and registry.get_hook(hook) is not None:
-            yield _probe_beneath(module, registry.get_hook(hook).fn_ref)
+        if registry is not None:
+            for hook in registry.hooks.keys() & {*hooks}:
+                yield name, _probe_beneath(module, registry.hooks[hook].fn_ref)
 
 
 @contextlib.contextmanager

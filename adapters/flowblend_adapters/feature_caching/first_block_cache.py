@@ -5,13 +5,14 @@ The rule is ParaAttention's, in the implementation of diffusers (``diffusers.hoo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
 
-from .native_cache import BeforeCall, NativeCache, hooks_named
+from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,7 @@ class FirstBlockCache(NativeCache):
 
     threshold: float = 0.05
 
+    observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "first_block_cache"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
@@ -47,6 +49,9 @@ class FirstBlockCache(NativeCache):
         super().__post_init__()
         if not 0.0 <= self.threshold < float("inf"):
             raise ValueError(f"threshold={self.threshold}: expected a number from 0 up")
+
+    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        return transformer_blocks(denoiser)[1:]
 
     def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
         from diffusers import FirstBlockCacheConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +17,7 @@ from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
 
 from .mag_ratios import MagRatios
-from .native_cache import BeforeCall, NativeCache, hooks_named
+from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,7 @@ class MagCache(NativeCache):
     max_skip_steps: int = 3
     retention_fraction: float = 0.2
 
+    observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "mag_cache"
     min_blocks: ClassVar[int] = 1
     traits: ClassVar[AdapterTraits] = AdapterTraits(
@@ -72,6 +73,9 @@ class MagCache(NativeCache):
         MagRatios.read(str(self.ratios))  # a file that cannot be read is told before anything is put on
         with super().attach(target) as stages:
             yield stages
+
+    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        return transformer_blocks(denoiser)
 
     def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
         from diffusers import MagCacheConfig

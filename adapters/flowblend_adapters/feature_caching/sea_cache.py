@@ -8,14 +8,14 @@ them to the denoiser as they are, LTX as a row of tokens, which is laid out agai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
 
-from .native_cache import BeforeCall, NativeCache, StageEntries
+from .native_cache import BeforeCall, NativeCache, StageEntries, transformer_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ class SeaCache(NativeCache):
     max_skip_steps: int = 2
     power_exp: float = 3.0
 
+    observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "sea_cache"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
@@ -67,6 +68,9 @@ class SeaCache(NativeCache):
                 raise ValueError(f"{option}={getattr(self, option)}: expected at least 0")
         if not 0.0 < self.power_exp < float("inf"):
             raise ValueError(f"power_exp={self.power_exp}: expected a number above 0")
+
+    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        return transformer_blocks(denoiser)
 
     def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
         from diffusers import SeaCacheConfig

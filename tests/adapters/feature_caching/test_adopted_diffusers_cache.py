@@ -28,6 +28,12 @@ CACHES: dict[str, Callable[[], Any]] = {
         cache_interval=2, disable_cache_before_step=1, cache_identifiers=[r".*blocks\.\d+\.attn[12]"]
     ),
 }
+SKIPPED = {
+    "first block": frozenset({"blocks.1"}),
+    "magnitude": frozenset({"blocks.0", "blocks.1"}),
+    "sea": frozenset({"blocks.0", "blocks.1"}),
+    "taylor": frozenset({"blocks.0.attn1", "blocks.0.attn2", "blocks.1.attn1", "blocks.1.attn2"}),
+}
 every_cache = pytest.mark.parametrize("cache", CACHES)
 
 
@@ -55,6 +61,8 @@ def test_it_joins_the_stack_and_its_calls_are_observed(cache: str) -> None:
         outcomes = [call.outcome for call in blend.trace.last.calls]
         assert [outcome == "compute" for outcome in outcomes] == ran
         assert set(outcomes) == {"compute", "predict" if cache == "taylor" else "reuse"}
+        names = {call.skipped for call in blend.trace.last.calls if call.outcome != "compute"}
+        assert names == {SKIPPED[cache]}
     assert pipe.transformer._cache_config is config
     assert torch.equal(generate(pipe), alone)
 

@@ -8,7 +8,7 @@ import pytest
 from diffusers import FirstBlockCacheConfig
 
 import flowblend_plugins as fb
-from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser, tiny_wan_pipeline
+from flowblend_plugins.testing import PipelineSnapshot, generate, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.adapters.feature_caching.native_cache_contract import NativeCacheContract, OnLTX, OnWan
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO
 
@@ -60,3 +60,23 @@ def test_a_denoiser_whose_blocks_diffusers_does_not_know_is_refused_with_what_to
     message = refusal(family.pipe(), family.make_small())
     assert "LTX2VideoTransformer3DModel" in message
     assert "'cache_dit'" in message
+
+
+def test_the_trace_names_the_blocks_that_did_not_run_and_counts_the_others() -> None:
+    pipe, deep = tiny_wan_pipeline(), tiny_wan_denoiser(layers=4, heads=2)
+    pipe.register_modules(transformer=deep)
+    with fb.enable(pipe, schedule="LLL", adapters=["first_block_cache(threshold=1e6)"]) as blend:
+        generate(pipe, 2, guidance_scale=1.0)
+        assert blend.trace.last is not None
+        computed, reused = blend.trace.last.calls
+        spent = blend.trace.flops()
+    assert computed.skipped == frozenset()
+    assert reused.skipped == {"blocks.1", "blocks.2", "blocks.3"}
+    with fb.enable(pipe, schedule="LLL") as blend:
+        generate(pipe, 1, guidance_scale=1.0)
+        whole = blend.trace.flops()
+    pipe.register_modules(transformer=tiny_wan_denoiser(layers=1, heads=2))
+    with fb.enable(pipe, schedule="LLL") as blend:
+        generate(pipe, 1, guidance_scale=1.0)
+        one_block = blend.trace.flops()
+    assert spent.full == whole.full + one_block.full
