@@ -139,9 +139,9 @@ def test_lora_compilation_and_hooks_are_left_out_and_left_alone() -> None:
 def test_nothing_is_counted_until_asked_and_each_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[CallInputs] = []
 
-    def count(denoiser_class: Any, config: Any, inputs: CallInputs) -> Any:
+    def count(denoiser_class: Any, config: Any, inputs: CallInputs, skipped: frozenset[str]) -> Any:
         counted.append(inputs)
-        return original(denoiser_class, config, inputs)
+        return original(denoiser_class, config, inputs, skipped)
 
     original = flops.count_forward
     monkeypatch.setattr(flops, "count_forward", count)
