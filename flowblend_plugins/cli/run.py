@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,6 @@ from ..markers import hookimpl
 from ..presets import PairPreset
 from ..schedule import StageSchedule
 from ..step import StepContext
-from ..trace import Outcome
 from ..traits import REENTRY_POLICIES
 from .options import (
     AdapterOption,
@@ -44,6 +43,9 @@ from .options import (
     read_schedule,
 )
 from .output import prepare_output_folder, write_json_atomically
+
+if TYPE_CHECKING:
+    from ..trace import Outcome
 
 PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
