@@ -241,8 +241,8 @@ class Trace:
             f"{flops.full_fraction_of_large:.1%} of large-only."
         )
         yield (
-            "2 FLOPs per multiply-add; every guidance branch counts; reused and predicted calls count as what is "
-            "known to have run in them, else as 0; large-only is L computing the same calls."
+            "2 FLOPs per multiply-add; every guidance branch counts; of a reused or predicted call, what is known to "
+            "have run; large-only: L computes all."
         )
 
     def _json_flops(self, index: int) -> dict[str, Any]:
