@@ -189,6 +189,25 @@ def test_the_first_large_step_after_the_small_stage_is_computed_afresh(setting: 
         assert torch.equal(family.run(pipe, 8), first)
 
 
+@pytest.mark.parametrize("setting", ["wan", "ltx"])
+def test_a_reused_call_costs_what_stands_outside_the_blocks(setting: str) -> None:
+    """Beside the same denoiser with no blocks at all."""
+    family, pipe, blend = enabled(setting, "LLL")
+    family.run(pipe, 10)
+    blend.disable()
+    blockless = family.pipe()
+    own = blockless.transformer
+    blockless.register_modules(transformer=type(own).from_config({**own.config, "num_layers": 0}))
+    with fb.enable(blockless, schedule="LLL") as bare, fb.enable(family.pipe(), schedule="LLL") as whole:
+        family.run(blockless, 10)
+        family.run(whole.pipeline, 10)
+        assert blend.trace.last is not None
+        share = sum(call.outcome == "reuse" for call in blend.trace.last.calls) / len(blend.trace.last.calls)
+        expected = share * bare.trace.flops().full + (1 - share) * whole.trace.flops().full
+        assert blend.trace.flops().full == pytest.approx(expected)
+        assert 0 < bare.trace.flops().full < blend.trace.flops().full < whole.trace.flops().full
+
+
 def test_what_is_reported_is_what_happened() -> None:
     """Blocks that really ran, counted by hooks on them, beside the trace."""
     family, pipe, blend = enabled("wan", "LSL")
@@ -289,8 +308,9 @@ def test_group_offloading(setting: str) -> None:
     assert torch.equal(family.run(pipe, 10), expected)
 
 
-@pytest.mark.parametrize("setting", ["wan", "wan, no retention", "ltx"])
-@pytest.mark.parametrize("blocks_only", [True, False])
+@pytest.mark.parametrize(
+    ("setting", "blocks_only"), [("wan", True), ("ltx", True), ("wan, no retention", False), ("ltx", False)]
+)
 def test_compiled_denoisers(setting: str, blocks_only: bool) -> None:
     expected = by_hand(setting)
     torch.compiler.reset()
@@ -494,7 +514,7 @@ def test_other_denoisers_are_refused(name: str) -> None:
 
 def test_unknown_letters_are_refused() -> None:
     pipe = tiny_wan_pipeline()
-    with pytest.raises(fb.StackError, match="names M, but the denoisers here are L, S"):
+    with pytest.raises(fb.StackError, match="names M, and the denoisers of this blend are L, S"):
         fb.enable(pipe, tiny_wan_denoiser(), adapters=["teacache(denoisers='LM')"])
 
 

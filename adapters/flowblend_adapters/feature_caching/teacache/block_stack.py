@@ -43,6 +43,9 @@ class BlockStack:
         denoiser: of a class in ``LAYOUTS``.
         controller: asked before the first block of every call.
         signals: names of the signals that the controller reads.
+
+    Attributes:
+        block_names: the blocks' names in the denoiser: what does not run where the residual is reused.
     """
 
     def __init__(self, denoiser: nn.Module, controller: StackController, signals: tuple[str, ...]) -> None:
@@ -52,6 +55,7 @@ class BlockStack:
         self._signals = signals
         self._blocks: tuple[nn.Module, ...] = tuple(getattr(denoiser, self._layout.blocks))
         self._tail = getattr(denoiser, self._layout.tail) if self._layout.tail else None
+        self.block_names = frozenset(f"{self._layout.blocks}.{index}" for index in range(len(self._blocks)))
         self._forget()
 
     @contextmanager

@@ -72,7 +72,7 @@ class DenoiserCache:
         if not self._rule.reuses(memory.accumulator, relative_change(signal, before)):
             memory.accumulator.distance = 0.0
             return True
-        self._trace.report_outcome("reuse")
+        self._trace.report_outcome("reuse", self.stack.block_names)
         return residual
 
     def computed(self, residual: torch.Tensor) -> None:
