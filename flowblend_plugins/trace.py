@@ -242,7 +242,7 @@ class Trace:
         )
         yield (
             "2 FLOPs per multiply-add; every guidance branch counts; of a reused or predicted call, what is known to "
-            "have run; large-only: L computes all."
+            "have run; large-only: L in all."
         )
 
     def _json_flops(self, index: int) -> dict[str, Any]:
