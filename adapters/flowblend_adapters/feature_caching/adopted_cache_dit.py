@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
 
 from .cache_dit import CACHE_DIT_TRAITS, cache_dit_obstacles, has_cache_dit, own_cached_blocks
-from .cache_dit_contexts import BranchContexts, CacheDitSteering
-from .observed_calls import probe_beneath
+from .cache_dit_contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
+from .observed_calls import Probe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,8 +46,9 @@ class AdoptedCacheDit(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[CacheDitSteering]:
         steering = CacheDitSteering(self.name, target)
-        pattern = target.denoisers["L"]._context_kwargs
-        config, calibrator_config = pattern["cache_config"], pattern.get("calibrator_config")
+        large: Any = target.denoisers["L"]
+        settings = large._context_kwargs
+        config, calibrator_config = settings["cache_config"], settings.get("calibrator_config")
         with contextlib.ExitStack() as undo:
             for letter, denoiser in target.denoisers.items():
                 if has_cache_dit(denoiser):
@@ -66,10 +67,9 @@ class AdoptedCacheDit(Adapter):
 @contextlib.contextmanager
 def _steered(denoiser: Any, letter: str, steering: CacheDitSteering) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
-        probes = [
-            undo.enter_context(probe_beneath(blocks[settings["cache_config"].Fn_compute_blocks]))
-            for blocks, settings in _cached_lists(denoiser)
-        ]
+        probes: dict[str, Probe] = {}
+        for name, blocks, config in _cached_lists(denoiser):
+            probes |= undo.enter_context(probes_in_the_middle(name, blocks, config))
         calibrator = denoiser._context_kwargs.get("calibrator_config")
         contexts = BranchContexts(denoiser._context_manager, denoiser._context_names, None)
         is_predicting = calibrator is not None and calibrator.enable_calibrator
@@ -77,12 +77,12 @@ def _steered(denoiser: Any, letter: str, steering: CacheDitSteering) -> Iterator
         yield
 
 
-def _cached_lists(denoiser: nn.Module) -> list[tuple[Any, dict[str, Any]]]:
-    """The lists of blocks that cache-dit runs, each with its settings, which it keeps on them."""
+def _cached_lists(denoiser: nn.Module) -> list[tuple[str, Any, Any]]:
+    """The lists of blocks that cache-dit runs: name, blocks, and the config, which it keeps on them."""
     return [
-        (child, child.__dict__["_context_kwargs"])
-        for child in denoiser.children()
-        if "_context_kwargs" in child.__dict__ and child is not denoiser
+        (name, child, child.__dict__["_context_kwargs"]["cache_config"])
+        for name, child in denoiser.named_children()
+        if "_context_kwargs" in child.__dict__
     ]
 
 
@@ -93,8 +93,7 @@ def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
             "cache-dit was enabled after model offloading, which takes it off again at the end of a generation",
             "Call enable_model_cpu_offload() after cache_dit.enable_cache(), or use 'cache_dit' instead.",
         )
-    for blocks, settings in _cached_lists(denoiser):
-        config = settings["cache_config"]
+    for _, blocks, config in _cached_lists(denoiser):
         if config.cache_type.name != "DBCache":
             yield (
                 f"cache-dit runs as {config.cache_type.name}, and FlowBlending can steer DBCache only",

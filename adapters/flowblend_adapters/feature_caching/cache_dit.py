@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.traits import Family
 
-from .cache_dit_contexts import BranchContexts, CacheDitSteering
+from .cache_dit_contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 from .chosen_denoisers import check_stage_options, choose_denoisers
-from .observed_calls import probe_beneath
+from .observed_calls import Probe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,7 +149,7 @@ def own_cached_blocks(
     manager = CachedContextManager(name=f"flowblend_{letter}")
     stand_ins: dict[str, nn.ModuleList] = {name: nn.ModuleList() for name in known.dummy_blocks_names}
     with contextlib.ExitStack() as undo:
-        probes = []
+        probes: dict[str, Probe] = {}
         for block_list in _block_lists(known):
             manager.reset_context(block_list.name, cache_config=config, calibrator_config=calibrator_config)
             try:
@@ -172,7 +172,7 @@ def own_cached_blocks(
             # A denoiser within its own blocks is a cycle, in which `denoiser.to(...)` (offloading) would not end.
             cached.transformer = None
             stand_ins[block_list.name] = nn.ModuleList([cached])
-            probes.append(undo.enter_context(probe_beneath(block_list.blocks[config.Fn_compute_blocks])))
+            probes |= undo.enter_context(probes_in_the_middle(block_list.name, block_list.blocks, config))
         undo.enter_context(_standing_in(denoiser, stand_ins, target))
         contexts = BranchContexts(manager, [block_list.name for block_list in _block_lists(known)], warmup_steps)
         is_predicting = calibrator_config is not None and calibrator_config.enable_calibrator
@@ -247,7 +247,8 @@ def cache_dit_obstacles(
         return
     if known.patch_functor is not None:
         yield (
-            f"cache-dit rewrites the forward of {type(denoiser).__name__} for good, which disable() could not undo",
+            f"cache-dit would replace the forward of {type(denoiser).__name__} by a copy of its own, which does not "
+            "keep up with diffusers'",
             "Use another cache, or leave it out.",
         )
         return

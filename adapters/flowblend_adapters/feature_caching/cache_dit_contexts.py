@@ -10,12 +10,12 @@ import contextlib
 import copy
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import AttachTarget, hookimpl
 
-from .observed_calls import Probe, observed_calls
+from .observed_calls import Probe, observed_calls, probe_beneath
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +115,14 @@ class BranchContexts:
         self._contexts = {}
 
 
+@contextlib.contextmanager
+def probes_in_the_middle(name: str, blocks: nn.ModuleList, config: Any) -> Iterator[dict[str, Probe]]:
+    """Probes on the blocks of a list that cache-dit's config lets it reuse, by their names in the denoiser."""
+    with contextlib.ExitStack() as undo:
+        middle = range(config.Fn_compute_blocks, len(blocks) - config.Bn_compute_blocks)
+        yield {f"{name}.{index}": undo.enter_context(probe_beneath(blocks[index])) for index in middle}
+
+
 class CacheDitSteering:
     """Takes part in the blend to let every steered denoiser forget in time, and to sum its generation up."""
 
@@ -125,7 +133,12 @@ class CacheDitSteering:
 
     @contextlib.contextmanager
     def over(
-        self, denoiser: nn.Module, letter: str, contexts: BranchContexts, probes: Sequence[Probe], is_predicting: bool
+        self,
+        denoiser: nn.Module,
+        letter: str,
+        contexts: BranchContexts,
+        probes: Mapping[str, Probe],
+        is_predicting: bool,
     ) -> Iterator[None]:
         """Steer one denoiser that runs its blocks through cache-dit.
 
@@ -133,7 +146,7 @@ class CacheDitSteering:
             denoiser: the cached denoiser.
             letter: its letter.
             contexts: its contexts.
-            probes: on a block of each list that runs only where the list is computed.
+            probes: on the blocks in the middle, by their names: those that do not run where their list is reused.
             is_predicting: a calibrator continues what was computed, so that a skipped call is a prediction.
         """
         trace = self._trace
@@ -147,11 +160,15 @@ class CacheDitSteering:
             if trace.step is not None:
                 contexts.after_call()
 
+        def skipped_names() -> frozenset[str]:
+            return frozenset(name for name, probe in probes.items() if not probe.has_run)
+
         outcome = "predict" if is_predicting else "reuse"
+        observed = observed_calls(denoiser, list(probes.values()), trace, outcome, contexts.before_call, skipped_names)
         with contextlib.ExitStack() as undo:
             undo.callback(denoiser.register_forward_pre_hook(before_any_call).remove)
             undo.callback(denoiser.register_forward_hook(after_any_call, always_call=True).remove)
-            undo.enter_context(observed_calls(denoiser, probes, trace, outcome, contexts.before_call))
+            undo.enter_context(observed)
             yield
 
     @hookimpl
