@@ -30,7 +30,7 @@ class MagCache(NativeCache):
     """diffusers' MagCache on each denoiser, with that denoiser's own ratios.
 
     Args:
-        ratios: file that ``flowblend calibrate mag-cache`` wrote for this pair.
+        ratios: file that ``flowblend calibrate mag-cache`` wrote for this pair; ``"reference"`` for the embedded one.
         threshold: accumulated error up to which the residual of the blocks is reused.
         max_skip_steps: steps that may be reused in a row.
         retention_fraction: fraction of the generation's steps, from its first, that are always computed.
@@ -52,6 +52,11 @@ class MagCache(NativeCache):
         min_useful_steps=2,
         wraps="blocks",
         denoiser_kinds=frozenset({"transformer"}),
+    )
+
+    suggested: ClassVar[tuple[str, ...]] = (
+        "mag_cache(ratios='reference', threshold=0.06)",
+        "mag_cache(ratios='reference', threshold=0.12)",
     )
 
     def __post_init__(self) -> None:

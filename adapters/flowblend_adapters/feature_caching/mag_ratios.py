@@ -16,6 +16,7 @@ from typing import Any
 from flowblend_plugins import AdapterError, StackError
 
 TECHNIQUE = "mag_cache"
+_BUILT_IN = Path(__file__).parent / "measured_ratios"
 _BY_HAND = "`flowblend calibrate mag-cache` writes such a file."
 
 
@@ -70,12 +71,13 @@ class MagRatios:
 
     @classmethod
     def read(cls, path: str | Path) -> MagRatios:
-        """From JSON.
+        """From JSON: a file, or by name (``"reference"``) the ratios of a pair that come with this package.
 
         Raises:
             AdapterError: it is not there, or holds no ratios of MagCache.
         """
-        source = Path(path).expanduser()
+        built_in = _BUILT_IN / f"{path}.json"
+        source = built_in if built_in.is_file() else Path(path).expanduser()
         try:
             data = json.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -69,7 +69,8 @@ class NativeCacheContract(AdapterContract):
 
     def probe_module(self, denoiser: Any) -> nn.Module:
         """A module that runs if and only if a call is computed, other than those the adapter watches."""
-        return blocks_of(denoiser)[-1].ff if hasattr(blocks_of(denoiser)[-1], "ff") else blocks_of(denoiser)[-1].ffn
+        last: Any = blocks_of(denoiser)[-1]
+        return last.ff if hasattr(last, "ff") else last.ffn
 
     def put_on_by_hand(self, pipe: Any) -> None:
         pipe.transformer.enable_cache(self.config())

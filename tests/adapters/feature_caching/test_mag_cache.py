@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import MagCacheConfig
+from diffusers import MagCacheConfig, WanTransformer3DModel
 
 import flowblend_plugins as fb
 from flowblend_adapters.feature_caching.mag_calibration import calibrate_mag_ratios
@@ -216,6 +216,16 @@ def test_a_missing_file_and_one_that_is_no_json_are_refused(tmp_path: Path) -> N
     assert "there is no such file" in refusal(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("ratios")
     assert "cannot be read as JSON" in refusal(tmp_path / "text.json")
+
+
+def test_the_ratios_of_the_embedded_pair_fit_it() -> None:
+    from flowblend_compat_matrix.plugin import REFERENCE
+
+    ratios = MagRatios.read("reference")
+    assert ratios.num_inference_steps == REFERENCE.call_defaults["num_inference_steps"]
+    for letter, folder in (("L", Path(REFERENCE.large) / "transformer"), ("S", Path(REFERENCE.small))):
+        denoiser = WanTransformer3DModel.from_pretrained(folder)
+        assert ratios.of(letter, denoiser) == ratios.denoisers[letter].ratios
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

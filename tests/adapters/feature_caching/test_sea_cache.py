@@ -98,7 +98,7 @@ def test_image_to_video_compares_the_video_without_its_condition() -> None:
     seen: list[tuple[int, ...]] = []
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        (latents,) = video_latents(module, args, kwargs) or ()
+        (latents,) = video_latents(module, args, kwargs) or [kwargs["hidden_states"]]
         seen.append(tuple(latents.shape))
         assert torch.equal(latents, kwargs["hidden_states"][0, :4])
 
