@@ -25,7 +25,7 @@ REFERENCE = PairPreset(
         "width": 64,
         "num_frames": 9,
         "num_inference_steps": 20,
-        "guidance_scale": 7.0,
+        "guidance_scale": 8.0,
         "max_sequence_length": 32,
     },
     source="Trained for this package (docs/reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN.",

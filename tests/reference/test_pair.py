@@ -119,8 +119,8 @@ def test_the_cards_lie_beside_the_weights():
     training = json.loads((WEIGHTS / "training_card.json").read_text())
     assert {"codec", "text", "classifier", "small", "large"} <= set(training["stages"])
     behaviour = json.loads((WEIGHTS / "behaviour_card.json").read_text())
-    assert behaviour["num_prompts"] >= 32
-    assert {row["name"] for row in behaviour["rows"]} >= {"LLL", "SSS", "SLL", "LSS", "LSL", "SSL", "25 steps"}
+    assert behaviour["num_prompts"] >= 64
+    assert {row["name"] for row in behaviour["rows"]} >= {"LLL", "SSS", "SLL", "LSS", "LSL", "SSL", "half the steps"}
     page = (WEIGHTS / "behaviour_card.md").read_text()
     for item in behaviour["checks"]:
         assert item["aim"] in page

@@ -107,6 +107,14 @@ def to_markdown(card: dict[str, Any]) -> str:
     for name, record in card["stages"].items():
         minutes = record["seconds"] / 60.0
         lines.append(f"| {name} | {record['steps']} | {minutes:.1f} | {record['loss']:.4f} | {STAGES[name]} |")
+    earlier = {name: record["facts"].get("steps_on_first_world") for name, record in card["stages"].items()}
+    if any(earlier.values()):
+        started = ", ".join(f"{name} {steps}" for name, steps in earlier.items() if steps)
+        lines += [
+            "",
+            "Codec, text encoder and classifier were trained on the first world (two or three objects, everything "
+            f"continuous), of which this one is a part. The denoisers started from steps on it: {started}.",
+        ]
     quality = card["held_out"]
     lines += [
         "",

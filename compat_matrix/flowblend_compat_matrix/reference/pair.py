@@ -21,7 +21,7 @@ CALL_DEFAULTS: dict[str, Any] = {
     "width": SIZE,
     "num_frames": NUM_FRAMES,
     "num_inference_steps": 20,
-    "guidance_scale": 7.0,
+    "guidance_scale": 8.0,
     "max_sequence_length": 32,
 }
 """What the pipeline must be called with; it was trained at this size and with prompts padded to 32 tokens."""
