@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
 
-from .cache_dit import CACHE_DIT_TRAITS, cache_dit_obstacles, has_cache_dit, own_cached_blocks
+from .cache_dit import CACHE_DIT_TRAITS, cache_dit_obstacles, own_cached_blocks
 from .cache_dit_contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
+from .chosen_denoisers import has_cache_dit
 from .observed_calls import Probe
 
 if TYPE_CHECKING:

@@ -220,12 +220,6 @@ def missing_extra() -> Iterator[tuple[str, str]]:
         yield "the package cache-dit is not installed", 'Run: pip install "flowblend-plugins[cache-dit]".'
 
 
-def has_cache_dit(denoiser: Any) -> bool:
-    """Whether the user has enabled cache-dit on this denoiser; does not import it."""
-    manager = getattr(denoiser, "__dict__", {}).get("_context_manager")
-    return type(manager).__module__.partition(".")[0] == "cache_dit"
-
-
 def target_name(denoiser: Any) -> str:
     return f"the {type(denoiser).__name__}"
 
@@ -234,9 +228,6 @@ def cache_dit_obstacles(
     denoiser: Any, fn_blocks: int, bn_blocks: int, is_taken_refused: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Why DBCache cannot be on a denoiser; a cache on the large one is judged with the stack before it comes here."""
-    if is_taken_refused and has_cache_dit(denoiser):
-        yield "cache-dit is enabled on it already", "Call cache_dit.disable_cache() on it first."
-        return
     if is_taken_refused and getattr(denoiser, "is_cache_enabled", False):
         found = type(denoiser._cache_config).__name__
         yield f"it has a cache of diffusers' enabled already ({found})", "Call disable_cache() on it first."

@@ -100,6 +100,8 @@ class BranchContexts:
     def _new_context(self, name: str) -> Any:
         settings = copy.deepcopy(self._found[name]._init_kwargs)
         settings["cache_config"].enable_separate_cfg = False
+        if self._warmup_steps is not None:
+            settings["cache_config"].max_warmup_steps = self._warmup_steps
         self._manager._cached_context_manager.pop(name, None)  # else reset_context would empty what it replaces
         self.settings = settings["cache_config"].strify()
         return self._manager.reset_context(name, **settings)

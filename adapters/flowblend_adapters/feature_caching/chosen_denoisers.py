@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import AttachTarget, StackError
 
@@ -23,15 +23,26 @@ def choose_denoisers(name: str, letters: str | None, target: AttachTarget) -> Ma
     """The denoisers that adapter ``name`` is put on, by letter; all of them where ``letters`` is ``None``.
 
     Raises:
-        StackError: one of the letters is no denoiser of this blend.
+        StackError: one of the letters is no denoiser of this blend, or stands for one that cache-dit is enabled on.
     """
-    if letters is None:
-        return dict(target.denoisers)
-    unknown = [letter for letter in dict.fromkeys(letters) if letter not in target.denoisers]
+    unknown = [letter for letter in dict.fromkeys(letters or "") if letter not in target.denoisers]
     if unknown:
         there = ", ".join(sorted(target.denoisers))
         raise StackError(
             f"{name!r}: denoisers={letters!r} names {', '.join(unknown)}, and the denoisers of this blend are {there}. "
             "Name only these, or leave the option out to put the cache on all of them."
         )
-    return {letter: target.denoisers[letter] for letter in dict.fromkeys(letters)}
+    chosen = {letter: target.denoisers[letter] for letter in dict.fromkeys(letters or target.denoisers)}
+    for letter, denoiser in chosen.items():
+        if has_cache_dit(denoiser):  # neither library would notice the other
+            raise StackError(
+                f"{name!r} on denoiser {letter}: cache-dit is enabled on it already. Call cache_dit.disable_cache() on "
+                f"it first, or leave out {name!r}."
+            )
+    return chosen
+
+
+def has_cache_dit(denoiser: Any) -> bool:
+    """Whether the user has enabled cache-dit on this denoiser; does not import it."""
+    manager = getattr(denoiser, "__dict__", {}).get("_context_manager")
+    return type(manager).__module__.partition(".")[0] == "cache_dit"

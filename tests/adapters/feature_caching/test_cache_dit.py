@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from cache_dit import DBCacheConfig, DBPruneConfig
 from diffusers import FirstBlockCacheConfig, LTXPipeline, WanPipeline, WanVideoToVideoPipeline
 
 import flowblend_plugins as fb
+from flowblend_adapters.feature_caching.adopted_cache_dit import AdoptedCacheDit
+from flowblend_adapters.feature_caching.cache_dit import CacheDit
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -443,6 +448,10 @@ def test_an_adopted_cache_dit_that_offloading_would_take_off_is_refused() -> Non
 
 
 def test_another_cache_beside_an_adopted_cache_dit_is_refused() -> None:
+    cached_small = small_wan()
+    cache_dit.enable_cache(cached_small, cache_config=config())
+    message = refusal(tiny_wan_pipeline(), cached_small, "first_block_cache(threshold=0.1)")
+    assert "'first_block_cache' on denoiser S: cache-dit is enabled on it already" in message
     message = refusal(set_up(tiny_wan_pipeline()), small_wan(), "first_block_cache")
     assert "'adopted_cache_dit' and 'first_block_cache' are two feature caches on one denoiser" in message
     pipe = set_up(tiny_wan_pipeline())
@@ -460,3 +469,25 @@ def test_an_adopted_set_up_that_cannot_be_steered_is_refused() -> None:
     pipe = tiny_wan_pipeline()
     cache_dit.enable_cache(pipe, cache_config=DBPruneConfig(Fn_compute_blocks=1))
     assert "cache-dit runs as DBPrune, and FlowBlending can steer DBCache only" in refusal(pipe, small_wan())
+
+
+# -- the docs page -----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "caches" / "cache_dit.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S), ids=["own", "adopted"])
+def test_an_example_of_the_page_runs_and_shows_the_cache_at_work(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(example, "cache_dit.md", "exec"), {"__name__": "example"})
+    (forwards,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Forwards: ")]
+    large, small = forwards.split("; ")
+    assert "reuse" in large
+    assert "reuse" in small
+
+
+def test_the_tables_of_the_page_have_every_option_with_its_default() -> None:
+    shown = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", PAGE, re.M))
+    options = {f.name: repr(f.default) for adapter in (CacheDit, AdoptedCacheDit) for f in dataclasses.fields(adapter)}
+    assert shown == options
