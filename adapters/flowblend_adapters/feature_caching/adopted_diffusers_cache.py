@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,7 +19,7 @@ from flowblend_plugins.stack import is_guided, setting_of
 from flowblend_plugins.traits import Family
 
 from .mag_cache import mag_states
-from .native_cache import enabled_cache, restored_hooks, transformer_blocks
+from .native_cache import StageEntries, enabled_cache, hooks_named, restored_hooks, transformer_blocks
 from .observed_calls import Probe, observed_calls
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class AdoptedDiffusersCache(Adapter):
     def attach(self, target: AttachTarget) -> Iterator[Any]:
         cached = {letter: d for letter, d in target.denoisers.items() if getattr(d, "is_cache_enabled", False)}
         config = next(iter(cached.values()))._cache_config
+        stages = StageEntries()
         with contextlib.ExitStack() as undo:
             if self.mirror:
                 for letter in sorted(target.denoisers.keys() - cached.keys()):
@@ -96,11 +98,12 @@ class AdoptedDiffusersCache(Adapter):
                     undo.enter_context(_mirrored(letter, cached[letter], config))
             for denoiser in cached.values():
                 undo.enter_context(_observed(denoiser, target))
+                undo.enter_context(_entering_above_its_range(denoiser, target, stages))
             if _kind(config).tells_branches_apart:
-                yield None
+                yield stages
             else:
                 setting = setting_of(target.pipeline, "transformer", target.trace.schedule, target.reentry)
-                yield _BranchGuard(config, setting.branches_called_apart)
+                yield _BranchGuard(config, setting.branches_called_apart, stages)
 
 
 def cached_denoisers(pipe: Any) -> list[nn.Module]:
@@ -120,9 +123,14 @@ def adopt_diffusers_cache(pipe: Any) -> list[Adapter]:
 class _BranchGuard:
     """Refuses calls in which such a cache would answer one guidance branch from the other."""
 
-    def __init__(self, config: Any, branches_called_apart: bool | None) -> None:
+    def __init__(self, config: Any, branches_called_apart: bool | None, stages: StageEntries) -> None:
         self._config = config
         self._branches_called_apart = branches_called_apart
+        self._stages = stages
+
+    @hookimpl
+    def flowblend_stage_entered(self, step: StepContext) -> None:
+        self._stages.flowblend_stage_entered(step)
 
     @hookimpl
     def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
@@ -170,6 +178,32 @@ def _observed(denoiser: Any, target: AttachTarget) -> Iterator[None]:
         watched = [probe for _, probe in probes]
         undo.enter_context(observed_calls(denoiser, watched, target.trace, kind.skipped_outcome, steer, skipped_names))
         yield
+
+
+@contextlib.contextmanager
+def _entering_above_its_range(denoiser: nn.Module, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
+    """FasterCache extrapolates from nothing, and crashes, if a denoiser enters within its range of timesteps."""
+    names = ("faster_cache_denoiser", "faster_cache_block")
+    own = [(hook, hook.current_timestep_callback) for name in names for hook in hooks_named(denoiser, name)]
+
+    def above(callback: Callable[[], float]) -> Callable[[], float]:
+        def timestep() -> float:
+            step = target.trace.step
+            if step is None:
+                return callback()
+            past = stages.steps_in_stage(step)
+            # In a range that serves it by hand, the first step of a generation lies outside already.
+            return math.inf if past < (2 if step.step_index > past else 1) else callback()
+
+        return timestep
+
+    try:
+        for hook, callback in own:
+            hook.current_timestep_callback = above(callback)
+        yield
+    finally:
+        for hook, callback in own:
+            hook.current_timestep_callback = callback
 
 
 def _nothing(step: StepContext) -> None:

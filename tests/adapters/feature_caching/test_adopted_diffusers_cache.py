@@ -165,3 +165,29 @@ def test_a_cache_that_would_mix_the_branches_is_refused_where_there_are_two(kind
         generate(pipe, guidance_scale=1.0)
         assert blend.trace.last is not None
         assert {call.outcome for call in blend.trace.last.calls} != {"compute"}
+
+
+def test_faster_cache_does_not_crash_where_a_denoiser_enters_within_its_range() -> None:
+    pipe = tiny_wan_pipeline()
+
+    def timestep() -> int:
+        return pipe.current_timestep
+
+    pipe.transformer.enable_cache(
+        FasterCacheConfig(
+            is_guidance_distilled=True,
+            spatial_attention_timestep_skip_range=(-1, 970),  # the first of ten timesteps is above
+            current_timestep_callback=timestep,
+        )
+    )
+    alone = generate(pipe, guidance_scale=1.0)
+    with fb.enable(pipe, small_wan(), "LLL"):
+        assert torch.equal(generate(pipe, guidance_scale=1.0), alone)
+    with fb.enable(pipe, small_wan(), "L:3,S:3,L:4", adapters=["adopted_diffusers_cache(mirror=True)"]) as blend:
+        first = generate(pipe, guidance_scale=1.0)
+        assert torch.equal(generate(pipe, guidance_scale=1.0), first)
+        outcomes = [call.outcome for call in blend.trace.generations[0].calls]
+    assert outcomes == ["compute", "predict", "compute"] + ["compute"] * 3 + ["compute"] * 3 + ["predict"]
+    hook = pipe.transformer.blocks[0].attn1._diffusers_hook.get_hook("faster_cache_block")
+    assert hook.current_timestep_callback is timestep
+    assert torch.equal(generate(pipe, guidance_scale=1.0), alone)
