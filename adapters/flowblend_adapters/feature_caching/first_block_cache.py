@@ -43,7 +43,7 @@ class FirstBlockCache(NativeCache):
         denoiser_kinds=frozenset({"transformer"}),
     )
 
-    suggested: ClassVar[tuple[str, ...]] = ("first_block_cache(threshold=0.05)", "first_block_cache(threshold=0.1)")
+    suggested: ClassVar[tuple[str, ...]] = ("first_block_cache(threshold=0.1)", "first_block_cache(threshold=0.2)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,7 +56,7 @@ class MagCache(NativeCache):
 
     suggested: ClassVar[tuple[str, ...]] = (
         "mag_cache(ratios='reference', threshold=0.06)",
-        "mag_cache(ratios='reference', threshold=0.12)",
+        "mag_cache(ratios='reference', threshold=0.24, max_skip_steps=5)",
     )
 
     def __post_init__(self) -> None:
