@@ -226,8 +226,8 @@ def _show_plan(
 ) -> None:
     resolved = _resolve(stages, num_steps)
     if as_json:
-        plan = {"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved, "adapters": plans or {}}
-        typer.echo(json.dumps(plan))
+        plan = {"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved}
+        typer.echo(json.dumps(plan | ({"adapters": plans} if plans else {})))
         return
     typer.echo(f"{stages.text}: {resolved or 'by sigma; the sampler sets its sigmas when it runs'}")
     for adapter, outcomes in (plans or {}).items():
