@@ -92,6 +92,19 @@ def test_the_gap_of_the_small_stage_is_noticed_under_reentry_keep_too() -> None:
         assert {c.outcome for c in blend.trace.last.calls if c.step.step_index == 6} == {"compute"}
 
 
+def test_offloading_that_is_put_on_meanwhile_changes_nothing() -> None:
+    pipe = tiny_wan_pipeline()
+    plain = generate(pipe)
+    with fb.enable(pipe, small_wan(), "LSL", adapters=["sea_cache(threshold=1.0)"]):
+        expected = generate(pipe)
+    blend = fb.enable(pipe, small_wan(), "LSL", adapters=["sea_cache(threshold=1.0)"])
+    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(3):
+        assert torch.equal(generate(pipe), expected)
+    blend.disable()
+    assert torch.equal(generate(pipe), plain)
+
+
 def test_image_to_video_compares_the_video_without_its_condition() -> None:
     family = FAMILIES["wan-i2v"]
     pipe = family.pipe()
