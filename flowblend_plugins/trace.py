@@ -56,6 +56,36 @@ class Generation:
         """How many calls a denoiser answered with this outcome."""
         return sum(call.step.denoiser == denoiser and call.outcome == outcome for call in self.calls)
 
+    def saved(self) -> Saved:
+        """What its caches saved, in calls and in time; the two differ, because answering from a cache is not free."""
+        num_saved, saved_ms = 0, 0.0
+        for letter in {call.step.denoiser for call in self.calls}:
+            own = [call for call in self.calls if call.step.denoiser == letter]
+            cheap = [call.time_ms for call in own if call.outcome != "compute"]
+            computed = [call.time_ms for call in own if call.outcome == "compute"]
+            num_saved += len(cheap)
+            if cheap:
+                saved_ms += len(cheap) * (statistics.median(computed) if computed else math.nan) - sum(cheap)
+        spent_ms = sum(call.time_ms for call in self.calls)
+        return Saved(num_saved, num_saved / len(self.calls), saved_ms, saved_ms / (spent_ms + saved_ms))
+
+
+class Saved(NamedTuple):
+    """What caches saved in one generation.
+
+    Attributes:
+        num_calls: denoiser calls that were reused or predicted.
+        calls_fraction: as a fraction of all calls.
+        time_ms: time they would have cost beyond what they did, at their denoiser's median computed call; nan where
+            a denoiser computed none, or where the times are not known.
+        time_fraction: as a fraction of the time that all calls would then have taken.
+    """
+
+    num_calls: int
+    calls_fraction: float
+    time_ms: float
+    time_fraction: float
+
 
 class GenerationFlops(NamedTuple):
     """FLOPs of one generation, 2 per multiply-add, over the denoiser calls really made (every guidance branch).
@@ -188,7 +218,15 @@ class Trace:
         chosen = self._generation(generation)
         lines = [_headline(chosen, self.schedule.text)]
         if chosen.calls:
-            lines += ["", _table(chosen.calls), "", _forwards(chosen), *chosen.notes, *self._flop_lines(generation)]
+            lines += [
+                "",
+                _table(chosen.calls),
+                "",
+                _forwards(chosen),
+                *_saved_line(chosen),
+                *chosen.notes,
+                *self._flop_lines(generation),
+            ]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -335,6 +373,13 @@ def _forwards(generation: Generation) -> str:
         counts = {outcome: generation.num_forwards(letter, outcome) for outcome in OUTCOMES}
         totals.append(f"{letter} " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     return f"Forwards: {'; '.join(totals)}."
+
+
+def _saved_line(generation: Generation) -> Iterator[str]:
+    saved = generation.saved()
+    if saved.num_calls:
+        time = f"{saved.time_fraction:.0%} of the time" if math.isfinite(saved.time_ms) else "time not known"
+        yield f"Not computed: {saved.calls_fraction:.0%} of the calls, which saved {time} in the denoisers."
 
 
 def _flops_text(flops: int) -> str:

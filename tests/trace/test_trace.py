@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 
 import flowblend_plugins as fb
 from flowblend_plugins.errors import FlopCountError, FlowBlendError
+from flowblend_plugins.flops import describe_inputs
+from flowblend_plugins.schedule import Stage
+from flowblend_plugins.step import StepContext
 from flowblend_plugins.testing import (
     generate,
     tiny_ltx_denoiser,
@@ -18,6 +22,7 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from flowblend_plugins.trace import CallRecord, Generation
 
 
 def rows(summary: str) -> list[list[str]]:
@@ -162,6 +167,31 @@ def test_what_cannot_be_counted_is_said_in_the_summary() -> None:
         generate(pipe, 4, attention_kwargs={"noise": torch.Generator()})
     assert len(rows(blend.trace.summary())) == 3
     assert "cannot be counted: one of its inputs is a Generator" in blend.trace.summary().splitlines()[-1]
+
+
+def test_time_saved_stands_beside_calls_saved() -> None:
+    stage = Stage.INTERMEDIATE
+    steps = [StepContext(i, 5, 1.0, 1.0, stage, "LLSSS"[i], None, 0) for i in range(5)]
+    outcomes = ["compute", "reuse", "compute", "reuse", "predict"]
+    times = [10.0, 4.0, 3.0, 1.0, 2.0]
+    inputs = describe_inputs((), {})
+    calls = [CallRecord(s, o, t, inputs) for s, o, t in zip(steps, outcomes, times, strict=True)]  # type: ignore[arg-type]
+    saved = Generation(0, calls).saved()
+    assert saved == (3, 0.6, (10.0 - 4.0) + (3.0 - 1.0) + (3.0 - 2.0), 9.0 / 29.0)
+    assert Generation(0, calls[:1]).saved() == (0, 0.0, 0.0, 0.0)
+    assert math.isnan(Generation(0, calls[1:2]).saved().time_ms)
+
+
+def test_the_summary_says_what_a_cache_saved_only_where_there_is_one() -> None:
+    pipe = tiny_wan_pipeline()
+    with fb.enable(
+        pipe, tiny_wan_denoiser(), "LSL", adapters=["first_block_cache(threshold=1000, denoisers='L')"]
+    ) as blend:
+        generate(pipe)
+        assert re.search(r"Not computed: \d+% of the calls, which saved -?\d+% of the time", blend.trace.summary())
+    with fb.enable(pipe, tiny_wan_denoiser(), "LSL") as blend:
+        generate(pipe)
+        assert "Not computed" not in blend.trace.summary()
 
 
 def test_json_holds_all_of_it() -> None:
