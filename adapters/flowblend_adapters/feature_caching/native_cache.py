@@ -161,7 +161,10 @@ def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: 
     """Why diffusers cannot put a cache on a denoiser: (what was found, what to do)."""
     name = type(denoiser).__name__
     if not hasattr(denoiser, "enable_cache"):
-        yield f"diffusers has no cache for {name} (it has no enable_cache)", "Use 'cache_dit' instead."
+        yield (
+            f"diffusers has no cache for {name} (it has no enable_cache)",
+            "Use 'cache_dit' instead, if it takes this denoiser.",
+        )
         return
     blocks = transformer_blocks(denoiser)
     if len(blocks) < min_blocks:
@@ -173,7 +176,7 @@ def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: 
     elif needs_registered_blocks and not _has_registered_blocks(blocks):
         yield (
             f"diffusers' block caches do not know the {type(blocks[0]).__name__} of {name}",
-            "Use 'taylorseer' or 'cache_dit' instead.",
+            "Use 'taylorseer' instead, or 'cache_dit' if it takes this denoiser.",
         )
 
 

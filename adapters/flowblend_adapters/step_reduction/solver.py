@@ -88,7 +88,8 @@ class Solver(Adapter):
             pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        solvers = ", ".join(repr(s.name) for s in Solver.__subclasses__() if not list(s._sampler_obstacles(pipe)))
+        known = sorted(Solver.__subclasses__(), key=lambda solver: solver.name)  # not by the order of imports
+        solvers = ", ".join(repr(solver.name) for solver in known if not list(solver._sampler_obstacles(pipe)))
         remedy = f"Solvers that {type(pipe).__name__} takes: {solvers}." if solvers else f"Leave out {self.name!r}."
         for found in self._sampler_obstacles(pipe):
             yield found, remedy

@@ -25,7 +25,19 @@ from numpy.typing import NDArray
 import flowblend_plugins
 
 from ..metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
-from .behaviour_page import EARLY, HALF, LATE, NUM_WORLD_VIDEOS, PUBLISHED, REUSE, Check, Row, check, to_markdown
+from .behaviour_page import (
+    EARLY,
+    HALF,
+    LATE,
+    NUM_WORLD_VIDEOS,
+    PUBLISHED,
+    REUSE,
+    TEACACHE,
+    Check,
+    Row,
+    check,
+    to_markdown,
+)
 from .card import through_codec
 from .classifier import AttributeClassifier
 from .denoisers import SAMPLING_SHIFT, forward_flops
@@ -101,6 +113,13 @@ def _reused(pair: ReferencePair, captions: list[Caption]) -> tuple[Videos, int, 
         return generate(pair, captions), STEPS - STEPS // REUSE_EVERY, 0
 
 
+def _with_teacache(pair: ReferencePair, captions: list[Caption]) -> tuple[Videos, int, int]:
+    with flowblend_plugins.enable(pair.pipeline, schedule="LLL", adapters=["teacache"]) as blend:
+        videos = generate(pair, captions)
+        computed = blend.trace.generations[-1].num_forwards("L", "compute")
+    return videos, computed // 2, 0
+
+
 def _measure(
     name: str,
     videos: Videos,
@@ -166,6 +185,7 @@ def measure(
 
     add(HALF, "LLL", with_half)
     add(REUSE, "LLL", lambda: _reused(pair, captions))
+    add(TEACACHE, "LLL", lambda: _with_teacache(pair, captions))
     unipc = pair.pipeline.scheduler
     pair.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT)
     try:
