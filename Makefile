@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check bench train-reference behaviour-card clean
+.PHONY: help install demo test check bench matrix train-reference behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -30,6 +30,9 @@ check: $(INSTALLED)  ## ruff, pyright, import contracts
 
 bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call and a diffusers hook
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+matrix: $(INSTALLED)  ## every feature cache on every schedule: a report in out/matrix (about ten minutes)
+	$(BIN)/flowblend matrix run --family feature_caching --out out/matrix
 
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_compat_matrix.reference.train --out out/train-reference

@@ -179,7 +179,8 @@ def adopted_adapters(manager: FlowblendPluginManager, pipe: Any, requested: Iter
     for implementation in manager.hook.flowblend_adopt.get_hookimpls():
         origin = manager.origin(implementation.plugin)
         try:
-            found = list(implementation.function(*[pipe][: len(implementation.argnames)]) or ())
+            given: Any = implementation.function(*[pipe][: len(implementation.argnames)])
+            found = list(given or ())
         except Exception as error:
             raise PluginError(f"{origin} fails in flowblend_adopt: {_cause(error)}. {origin.remedy}") from error
         for adapter in found:
