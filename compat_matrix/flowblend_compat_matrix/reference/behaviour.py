@@ -33,6 +33,8 @@ from .behaviour_page import (
     PUBLISHED,
     REUSE,
     TEACACHE,
+    WANS_SETTINGS,
+    WANS_SHIFT,
     Check,
     Row,
     check,
@@ -76,11 +78,11 @@ def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call
     return np.concatenate(parts)
 
 
-def blended(pair: ReferencePair, captions: list[Caption], schedule: str) -> tuple[Videos, int, int]:
+def blended(pair: ReferencePair, captions: list[Caption], schedule: str, **call: Any) -> tuple[Videos, int, int]:
     """One video for each caption under a schedule, and how many steps each denoiser answers."""
     with flowblend_plugins.enable(pair.pipeline, small=pair.small, schedule=schedule, early=EARLY, late=LATE) as blend:
-        videos = generate(pair, captions)
-        letters = [one.denoiser for one in blend.schedule.assignments(STEPS)]
+        videos = generate(pair, captions, **call)
+        letters = [one.denoiser for one in blend.schedule.assignments(call.get("num_inference_steps", STEPS))]
     return videos, letters.count("L"), letters.count("S")
 
 
@@ -153,29 +155,37 @@ def _measure(
     )
 
 
+class _Rows:
+    """Rows of the card, each held against a row that was made before it."""
+
+    def __init__(self, classifier: AttributeClassifier, captions: list[Caption], report: Callable[[str], None]) -> None:
+        self.rows: list[Row] = []
+        self._classifier, self._captions, self._report = classifier, captions, report
+        self._world_features = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
+        self._made: dict[str, Videos] = {}
+
+    def add(self, name: str, against: str | None, make: Callable[[], tuple[Videos, int, int]]) -> None:
+        started = time.monotonic()
+        videos, num_large, num_small = make()
+        seconds = time.monotonic() - started
+        self._made[name] = videos
+        reference = None if against is None else self._made[against]
+        steps = (num_large, num_small)
+        row = _measure(name, videos, reference, self._captions, self._classifier, self._world_features, steps, seconds)
+        self.rows.append(row)
+        self._report(f"{name}: {seconds:.0f} s, PSNR {row.psnr_db}, alignment {row.alignment:.3f}")
+
+
 def measure(
     pair: ReferencePair,
     classifier: AttributeClassifier,
     num_prompts: int = NUM_PROMPTS,
     report: Callable[[str], None] = print,
-    keep: dict[str, Videos] | None = None,
 ) -> list[Row]:
-    """All rows of the card. ``keep`` receives the videos by row name, for looking at them."""
+    """All rows at the pair's operating point."""
     captions = evaluation_captions(num_prompts)
-    world_features = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
-    rows: list[Row] = []
-    made: dict[str, Videos] = {} if keep is None else keep
-
-    def add(name: str, against: str | None, make: Callable[[], tuple[Videos, int, int]]) -> None:
-        started = time.monotonic()
-        videos, num_large, num_small = make()
-        seconds = time.monotonic() - started
-        made[name] = videos
-        reference = None if against is None else made[against]
-        steps = (num_large, num_small)
-        rows.append(_measure(name, videos, reference, captions, classifier, world_features, steps, seconds))
-        report(f"{name}: {seconds:.0f} s, PSNR {rows[-1].psnr_db}, alignment {rows[-1].alignment:.3f}")
-
+    rows = _Rows(classifier, captions, report)
+    add = rows.add
     add("LLL", None, lambda: (generate(pair, captions), STEPS, 0))
     for schedule in ("SSS", "SLL", "LSS", "LSL", "SSL"):
         add(schedule, "LLL", lambda schedule=schedule: blended(pair, captions, schedule))
@@ -193,7 +203,30 @@ def measure(
         add(f"Euler, {HALF}", "Euler", with_half)
     finally:
         pair.pipeline.scheduler = unipc
-    return rows
+    return rows.rows
+
+
+def measure_at_wans_settings(
+    pair: ReferencePair,
+    classifier: AttributeClassifier,
+    num_prompts: int,
+    report: Callable[[str], None] = print,
+) -> list[Row]:
+    """The schedules and half the steps at `WANS_SETTINGS` and `WANS_SHIFT`, which WAN 2.1 is used with."""
+    captions = evaluation_captions(num_prompts)
+    rows = _Rows(classifier, captions, report)
+    steps: int = WANS_SETTINGS["num_inference_steps"]
+    own = pair.pipeline.scheduler
+    pair.pipeline.scheduler = type(own).from_config(own.config, flow_shift=WANS_SHIFT)
+    half = WANS_SETTINGS | {"num_inference_steps": steps // 2}
+    try:
+        rows.add("LLL", None, lambda: (generate(pair, captions, **WANS_SETTINGS), steps, 0))
+        for schedule in ("SSS", "SLL", "LSS", "LSL", "SSL"):
+            rows.add(schedule, "LLL", lambda schedule=schedule: blended(pair, captions, schedule, **WANS_SETTINGS))
+        rows.add(HALF, "LLL", lambda: (generate(pair, captions, **half), steps // 2, 0))
+    finally:
+        pair.pipeline.scheduler = own
+    return rows.rows
 
 
 def world_figures(pair: ReferencePair, classifier: AttributeClassifier, num_videos: int) -> dict[str, float]:
@@ -220,6 +253,7 @@ def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS
     large_flops = forward_flops(dict(pair.pipeline.transformer.config))
     rows = measure(pair, classifier, num_prompts)
     checks = check(rows)
+    wans = measure_at_wans_settings(pair, classifier, num_prompts // 2)
     card: dict[str, Any] = {
         "num_prompts": num_prompts,
         "operating_point": {
@@ -233,11 +267,12 @@ def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS
         "large_forward_flops": large_flops,
         "world": world_figures(pair, classifier, num_prompts),
         "rows": [asdict(row) for row in rows],
+        "rows_at_wans_settings": [asdict(row) for row in wans],
         "published": PUBLISHED,
         "checks": [asdict(item) for item in checks],
     }
     (weights / "behaviour_card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (weights / "behaviour_card.md").write_text(to_markdown(card, rows, checks))
+    (weights / "behaviour_card.md").write_text(to_markdown(card, rows, wans, checks))
     return checks
 
 
