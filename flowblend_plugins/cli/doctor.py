@@ -19,6 +19,7 @@ from .options import JsonOption
 _DISTRIBUTION = "flowblend-plugins"
 _EXTRAS = {
     "peft": ("lora", "LoRAs on either denoiser"),
+    "cache-dit": ("cache-dit", "the adapter cache_dit"),
 }
 
 
