@@ -1,4 +1,4 @@
-"""Writing a video file that players and browsers show, with the encoder that PyAV brings along."""
+"""Writing videos (with the encoder that PyAV brings along) and stills that players and browsers show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import OutputError
 
@@ -40,16 +41,11 @@ def write_mp4(frames: Any, path: Path, fps: float = 8.0, min_side: int = 256) ->
     """
     import av
 
-    video = np.asarray(frames)
-    if video.ndim != 4 or video.shape[-1] != 3 or video.shape[0] == 0:
-        raise OutputError(f"a video of shape {video.shape} cannot be written: expected [frames, height, width, 3].")
-    if video.dtype != np.uint8:
-        video = (np.clip(np.nan_to_num(video), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    video = _as_bytes(frames, ("frames", "height", "width", "3"))
     encoder = video_encoder()
     if encoder is None:
         raise OutputError(f"PyAV has none of the encoders {', '.join(_ENCODERS)}. Install its wheel: pip install av")
-    factor = max(1, -(-min_side // min(video.shape[1:3])))
-    video = video.repeat(factor, axis=1).repeat(factor, axis=2)
+    video = _enlarged(video, min_side)
     video = video[:, : video.shape[1] // 2 * 2, : video.shape[2] // 2 * 2]  # 4:2:0 halves both sides
 
     partial = path.with_name(f".{path.name}.partial")
@@ -67,3 +63,43 @@ def write_mp4(frames: Any, path: Path, fps: float = 8.0, min_side: int = 256) ->
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_png(image: Any, path: Path, min_side: int = 256) -> None:
+    """Write one still as PNG; the file appears whole or not at all.
+
+    Args:
+        image: ``[H, W, 3]``, floats in 0..1 or uint8.
+        path: where to write; its folder must exist.
+        min_side: as in :func:`write_mp4`.
+
+    Raises:
+        OutputError: the image has another shape, or the file cannot be written.
+    """
+    from PIL import Image
+
+    pixels = _enlarged(_as_bytes(image, ("height", "width", "3"))[None], min_side)[0]
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        Image.fromarray(pixels).save(partial, format="png")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _as_bytes(pixels: Any, axes: tuple[str, ...]) -> NDArray[np.uint8]:
+    array = np.asarray(pixels)
+    if array.ndim != len(axes) or array.shape[-1] != 3 or 0 in array.shape:
+        what = "a video" if "frames" in axes else "a still"
+        raise OutputError(f"{what} of shape {array.shape} cannot be written: expected [{', '.join(axes)}].")
+    if array.dtype != np.uint8:
+        array = (np.clip(np.nan_to_num(array), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return array
+
+
+def _enlarged(video: NDArray[np.uint8], min_side: int) -> NDArray[np.uint8]:
+    """By a whole factor, so that the shorter side of ``[F, H, W, 3]`` has at least ``min_side`` pixels."""
+    factor = max(1, -(-min_side // min(video.shape[1:3])))
+    return video.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -1,14 +1,11 @@
-"""``flowblend run``: one video."""
+"""``flowblend run``: one video, or one still."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import json
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +13,12 @@ import typer
 
 from ..adapter import Adapter
 from ..adapter_spec import write_spec
-from ..errors import FlowBlendError, RoutingError, UsageError
+from ..errors import RoutingError, UsageError
 from ..manager import FlowblendPluginManager, make_adapters
-from ..markers import hookimpl
 from ..presets import PairPreset
 from ..schedule import StageSchedule
-from ..step import StepContext
 from ..traits import REENTRY_POLICIES
+from .call import Progress, generate, write_output
 from .options import (
     AdapterOption,
     EarlyOption,
@@ -78,9 +74,10 @@ def run(
     out: OutOption = Path("out/run"),
     as_json: JsonOption = False,
 ) -> None:
-    """Make one video and say what ran.
+    """Make one video (or still) and say what ran.
 
-    DIR receives video.mp4 and run.json, which holds the schedule in steps, the trace of every denoiser call and FLOPs.
+    DIR receives video.mp4 (image.png of a pipeline that makes stills) and run.json, which holds the schedule in steps,
+    the trace of every denoiser call and FLOPs.
 
     Examples:
 
@@ -115,7 +112,6 @@ def run(
     prepare_output_folder(out)
 
     from ..blend import enable
-    from ..video import write_mp4
 
     opened = open_pair(manager, pair, large, small)
     asked = {
@@ -128,15 +124,15 @@ def run(
         "num_frames": num_frames,
     }
     arguments = _call_arguments(opened, adapters, asked)
-    progress = _Progress(quiet=as_json)
+    progress = Progress(quiet=as_json)
     with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, plugins=[progress]) as blend:
         num_steps = num_steps or _default_of(opened.pipeline, "num_inference_steps")
         if num_steps is not None and not as_json:
             _show_plan(stages, num_steps, as_json)
-        result = _generate(opened.pipeline, arguments, seed, progress)
-        video = out / "video.mp4"
+        result = generate(opened.pipeline, arguments, seed, progress)
+        kind, path = ("video", out / "video.mp4") if hasattr(result, "frames") else ("image", out / "image.png")
         record = {
-            "video": str(video),
+            kind: str(path),
             "pair": opened.name,
             "prompt": arguments["prompt"],
             "seed": seed,
@@ -146,15 +142,13 @@ def run(
             "seconds": round(progress.seconds, 3),
             "trace": blend.trace.to_dict(),
         }
-        write_mp4(result.frames[0], video, fps)  # all that takes time is done, so the two files appear together
+        write_output(result, path, fps)  # all that takes time is done, so the two files appear together
         write_json_atomically(out / "run.json", record)
         if as_json:
             typer.echo(json.dumps(record, indent=2))
         else:
             typer.echo(blend.trace.summary())
-            typer.echo(
-                f"{video}: {arguments['prompt']!r}, {progress.seconds:.1f} s. What ran is in {out / 'run.json'}."
-            )
+            typer.echo(f"{path}: {arguments['prompt']!r}, {progress.seconds:.1f} s. What ran is in {out / 'run.json'}.")
 
 
 def _count_steps(steps: int | None, adapters: Sequence[Adapter], preset: PairPreset | None) -> int | None:
@@ -240,52 +234,3 @@ def _describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     spared = sum(outcome != "compute" for outcome in outcomes)
     listed = ", ".join(f"{outcome} {length}" for outcome, length in runs)
     return f"{listed} ({spared} of {len(outcomes)} steps are not computed)"
-
-
-def _generate(pipeline: Any, arguments: dict[str, Any], seed: int, progress: _Progress) -> Any:
-    import torch
-
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    try:
-        with progress.shown():
-            result = pipeline(**arguments, generator=generator, output_type="np")
-    except (ValueError, TypeError) as error:
-        if isinstance(error, FlowBlendError):
-            raise
-        raise UsageError(f"{type(pipeline).__name__} refuses this call: {error}") from error
-    if not hasattr(result, "frames"):
-        raise UsageError(f"{type(pipeline).__name__} makes no video. `flowblend run` serves video pipelines.")
-    return result
-
-
-class _Progress:
-    """A plugin of the blend: a bar that says which denoiser is at work."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self.seconds = 0.0
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        quiet = self._quiet or not sys.stderr.isatty()  # in a log, all that is left of a bar is noise
-        with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as self._bar:
-            self._task = self._bar.add_task("preparing", total=None)
-            started = time.perf_counter()
-            yield
-            self.seconds = time.perf_counter() - started
-
-    @hookimpl
-    def flowblend_denoiser_called(self, step: StepContext) -> None:
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=step.step_index + 1,
-                total=step.num_inference_steps,
-                description=f"{step.stage.value:<12} {step.denoiser}",
-            )
