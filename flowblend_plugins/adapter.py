@@ -69,6 +69,10 @@ class Adapter(abc.ABC):
         del pipe
         return ()
 
+    def count_timesteps(self, num_inference_steps: int) -> int:
+        """Length of the sampler's list of timesteps for this many steps; samplers that call twice a step have more."""
+        return num_inference_steps
+
     def plan(self, target: AttachTarget, steps: Sequence[StepContext]) -> Sequence[Outcome] | None:
         """What the denoiser will do at each step, where that can be known before the run; ``None`` where it cannot.
 

@@ -20,8 +20,13 @@ from .feature_caching.sea_cache import SeaCache
 from .feature_caching.taylorseer import TaylorSeer
 from .feature_caching.teacache.adapter import TeaCache
 from .feature_caching.teacache.adopted import AdoptedTeaCache, adopt_teacache
+from .step_reduction.deis import DEIS
 from .step_reduction.dpmpp_2m import DPMpp2M
+from .step_reduction.dpmpp_3m import DPMpp3M
+from .step_reduction.dpmpp_single import DPMppSingle
 from .step_reduction.flow_euler import FlowEuler
+from .step_reduction.flow_heun import FlowHeun
+from .step_reduction.sa_solver import SASolver
 from .step_reduction.unipc import UniPC
 
 
@@ -29,8 +34,13 @@ from .step_reduction.unipc import UniPC
 def flowblend_register_adapters() -> list[type[Adapter]]:
     return [
         UniPC,
-        FlowEuler,
         DPMpp2M,
+        DPMpp3M,
+        DPMppSingle,
+        FlowEuler,
+        FlowHeun,
+        DEIS,
+        SASolver,
         FirstBlockCache,
         AdoptedDiffusersCache,
         MagCache,

@@ -5,23 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .solver import Solver
+from .multistep_solver import MultistepSolver, flow_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp2M(Solver):
+class DPMpp2M(MultistepSolver):
     """Sample with diffusers' ``DPMSolverMultistepScheduler`` as DPM++ 2M."""
 
     name: ClassVar[str] = "dpmpp_2m"
+    suggested: ClassVar[tuple[str, ...]] = ("dpmpp_2m(num_inference_steps=20)", "dpmpp_2m(num_inference_steps=12)")
 
     @classmethod
-    def scheduler_class(cls) -> type:
+    def scheduler_class(cls) -> Any:
         from diffusers import DPMSolverMultistepScheduler
 
         return DPMSolverMultistepScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
-        settings: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-        if is_flow:
-            settings |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": flow_shift}
-        return settings
+        own = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+        return own | flow_settings(is_flow, flow_shift)

@@ -13,9 +13,10 @@ class FlowEuler(Solver):
     """Sample with diffusers' ``FlowMatchEulerDiscreteScheduler``."""
 
     name: ClassVar[str] = "flow_euler"
+    suggested: ClassVar[tuple[str, ...]] = ("flow_euler(num_inference_steps=20)", "flow_euler(num_inference_steps=12)")
 
     @classmethod
-    def scheduler_class(cls) -> type:
+    def scheduler_class(cls) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler

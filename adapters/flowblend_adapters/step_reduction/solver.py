@@ -1,33 +1,32 @@
-"""What every solver adapter does: another sampler in the pipeline, and optionally another number of steps.
+"""What every solver adapter does: another sampler in the pipeline, and optionally another number or choice of steps.
 
-Stage boundaries are fractions or sigmas, so they move along with the number of steps.
+Stage boundaries are fractions or sigmas, so they move along with the steps.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
-import textwrap
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
 from flowblend_plugins.traits import Family
 
-# What a scheduler config says of the noise schedule that the denoiser is sampled on, with the value that says nothing.
-# A sampler that takes no such argument would ignore it in silence.
-_NEUTRAL_NOISE_SCHEDULE = {
+from .attached_solver import AttachedSolver
+from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule, timestep_arguments
+from .own_scheduler import pin_sigmas
+from .selected_timesteps import SelectedTimesteps
+
+# With explicit sigmas nothing may move them any more.
+_NO_SHIFT = {
     "use_dynamic_shifting": False,
     "shift_terminal": None,
-    "invert_sigmas": False,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
-    "rescale_betas_zero_snr": False,
-    "snr_shift_scale": 1.0,
-    "timestep_type": "discrete",
 }
 
 
@@ -38,10 +37,15 @@ class Solver(Adapter):
     Args:
         num_inference_steps: steps of every generation; ``None`` leaves them to the call.
         flow_shift: shift of the flow-matching sigmas towards noise; ``None`` keeps the pipeline's.
+        sigmas: the noise levels to sample at, falling from at most 1, without the final 0; nothing shifts them.
+        timesteps: noise levels selected for this pair instead: a file that ``flowblend calibrate timesteps`` wrote, or
+            ``"reference"`` for the embedded pair. Needs ``num_inference_steps``.
     """
 
     num_inference_steps: int | None = None
     flow_shift: float | None = None
+    sigmas: tuple[float, ...] | None = None
+    timesteps: str | None = None
 
     traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.STEP_REDUCTION, changes_timesteps=True)
 
@@ -50,9 +54,31 @@ class Solver(Adapter):
             raise ValueError(f"num_inference_steps={self.num_inference_steps}: expected at least 1")
         if self.flow_shift is not None and not 0.0 < self.flow_shift < float("inf"):
             raise ValueError(f"flow_shift={self.flow_shift}: expected a number above 0")
+        if self.sigmas is not None and self.timesteps is not None:
+            raise ValueError("sigmas and timesteps both say at which noise levels to sample; leave one out")
+        if (self.sigmas or self.timesteps) and self.flow_shift is not None:
+            given = "sigmas" if self.sigmas else "timesteps"
+            raise ValueError(f"flow_shift={self.flow_shift:g} would not move the noise levels that {given} gives")
+        if self.sigmas is not None:
+            self._check_sigmas(self.sigmas)
+        if self.timesteps is not None:
+            if self.num_inference_steps is None:
+                raise ValueError(f"timesteps={self.timesteps!r} needs num_inference_steps")
+            SelectedTimesteps.read(self.timesteps).sigmas(self.num_inference_steps)
+
+    def _check_sigmas(self, sigmas: tuple[float, ...]) -> None:
+        falling = all(a > b for a, b in itertools.pairwise(sigmas))
+        if not sigmas or not falling or not sigmas[0] <= 1.0 or not sigmas[-1] > 0.0:
+            raise ValueError(f"sigmas={sigmas}: expected numbers that fall, from at most 1 to above 0")
+        if self.num_inference_steps not in (None, len(sigmas)):
+            raise ValueError(
+                f"num_inference_steps={self.num_inference_steps}, but sigmas has {len(sigmas)} noise levels"
+            )
+        # Whoever asks how many steps this adapter sets (the command line, the matrix) reads it here.
+        object.__setattr__(self, "num_inference_steps", len(sigmas))
 
     @classmethod
-    def scheduler_class(cls) -> type:
+    def scheduler_class(cls) -> Any:
         """The diffusers scheduler that is this solver."""
         raise NotImplementedError
 
@@ -67,118 +93,123 @@ class Solver(Adapter):
 
     def build(self, scheduler: Any) -> Any:
         """The scheduler that takes the place of ``scheduler``."""
-        shift = self.flow_shift if self.flow_shift is not None else _flow_shift(scheduler)
-        new_class, old = self.scheduler_class(), scheduler.config
-        takes = inspect.signature(new_class.__init__).parameters  # type: ignore[misc]
-        taken = {key: value for key, value in old.items() if key in takes or key.startswith("_")}
-        new = new_class.from_config(taken, **self.settings(_is_flow(scheduler), shift))  # type: ignore[attr-defined]
+        sigmas = self.chosen_sigmas
+        own_shift = flow_shift_of(scheduler) if self.flow_shift is None else self.flow_shift
+        new_class = self.scheduler_class()
+        takes = inspect.signature(new_class.__init__).parameters
+        settings = self.settings(is_flow(scheduler), own_shift if sigmas is None else 1.0)
+        if sigmas is not None:
+            settings |= {key: value for key, value in _NO_SHIFT.items() if key in takes}
+        new = new_class.from_config(inherited_config(scheduler, new_class), **settings)
         # Pipelines read some of what a sampler itself does not take off its config, as LTX does `base_shift`.
-        new.register_to_config(**{key: value for key, value in old.items() if key not in taken})
+        new.register_to_config(**{k: v for k, v in scheduler.config.items() if k not in takes and k[0] != "_"})
+        if sigmas is not None:
+            pin_sigmas(new, sigmas)
         return new
 
+    @property
+    def chosen_sigmas(self) -> tuple[float, ...] | None:
+        """The noise levels that were asked for; ``None`` where the sampler spaces them itself."""
+        if self.timesteps is None:
+            return self.sigmas
+        assert self.num_inference_steps is not None
+        return SelectedTimesteps.read(self.timesteps).sigmas(self.num_inference_steps)
+
     @contextlib.contextmanager
-    def attach(self, target: AttachTarget) -> Iterator[_StepCount]:
+    def attach(self, target: AttachTarget) -> Iterator[AttachedSolver]:
         pipe = target.pipeline
         # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
         scheduler, config = pipe.scheduler, pipe._internal_dict
         try:
             pipe.register_modules(scheduler=self.build(scheduler))
-            yield _StepCount(self.name, self.num_inference_steps)
+            yield self.attached(pipe.scheduler)
         finally:
             pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
 
+    def attached(self, scheduler: Any) -> AttachedSolver:
+        """What takes part in the blend while this solver is on."""
+        return AttachedSolver(self.name, self.num_inference_steps, scheduler)
+
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        known = sorted(Solver.__subclasses__(), key=lambda solver: solver.name)  # not by the order of imports
-        solvers = ", ".join(repr(solver.name) for solver in known if not list(solver._sampler_obstacles(pipe)))
-        remedy = f"Solvers that {type(pipe).__name__} takes: {solvers}." if solvers else f"Leave out {self.name!r}."
+        solvers = [solver for solver in known_solvers() if not list(solver._sampler_obstacles(pipe))]
+        remedy = f"Solvers that {type(pipe).__name__} takes: {_named(solvers)}." if solvers else "Leave it out."
         for found in self._sampler_obstacles(pipe):
             yield found, remedy
         if self.num_inference_steps is not None and "num_inference_steps" not in _call_parameters(pipe):
             yield f"{type(pipe).__name__} takes no num_inference_steps", "Leave the option out."
         if self.flow_shift is not None:
-            config = pipe.scheduler.config
-            if not _is_flow(pipe.scheduler):
-                yield f"flow_shift={self.flow_shift:g}, but this denoiser is no flow-matching one", "Leave it out."
-            elif config.get("use_dynamic_shifting"):
-                yield (
-                    f"flow_shift={self.flow_shift:g} would have no effect, because the shift of this pipeline follows "
-                    "from the size of the video (use_dynamic_shifting)",
-                    "Leave it out.",
-                )
+            yield from self._shift_obstacles(pipe.scheduler, self.flow_shift)
+        if self.sigmas is not None or self.timesteps is not None:
+            yield from self._sigma_obstacles(pipe, [solver for solver in solvers if solver._takes_sigmas()])
 
     @classmethod
     def _sampler_obstacles(cls, pipe: Any) -> Iterator[str]:
-        new, config = cls.scheduler_class(), pipe.scheduler.config
-        takes = inspect.signature(new.set_timesteps).parameters  # type: ignore[attr-defined]
-        refused = [name for name in timestep_arguments(pipe) if name not in takes]
+        new, name = cls.scheduler_class(), type(pipe).__name__
+        takes = inspect.signature(new.set_timesteps).parameters
+        refused = [argument for argument in timestep_arguments(pipe) if argument not in takes]
         if refused:
-            yield f"{type(pipe).__name__} hands its sampler {' and '.join(refused)}, which {new.__name__} does not take"
-        has = inspect.signature(new.__init__).parameters  # type: ignore[misc]
-        unknown = {field: neutral for field, neutral in _NEUTRAL_NOISE_SCHEDULE.items() if field not in has}
-        lost = [f"{f}={config[f]!r}" for f, neutral in unknown.items() if config.get(f, neutral) != neutral]
+            yield f"{name} hands its sampler {' and '.join(refused)}, which {new.__name__} does not take"
+        lost = lost_noise_schedule(pipe.scheduler, new)
         if lost:
-            yield f"{type(pipe).__name__} samples with {', '.join(lost)}, which {new.__name__} does not have"
-        if "prediction_type" not in has and not _is_flow(pipe.scheduler):
+            yield f"{name} samples with {', '.join(lost)}, which {new.__name__} does not have"
+        if "prediction_type" not in inspect.signature(new.__init__).parameters and not is_flow(pipe.scheduler):
             old = type(pipe.scheduler).__name__
             yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {old}"
 
-
-class _StepCount:
-    """Sets the number of steps of every call, unless the call says something else."""
-
-    def __init__(self, name: str, num_inference_steps: int | None) -> None:
-        self._name = name
-        self._num_inference_steps = num_inference_steps
-
-    @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
-        if self._num_inference_steps is None:
-            return
-        asked = call_arguments.get("num_inference_steps", self._num_inference_steps)
-        own_list = next((name for name in ("timesteps", "sigmas") if call_arguments.get(name) is not None), None)
-        if asked != self._num_inference_steps or own_list:
-            given = f"{own_list}=..." if own_list else f"num_inference_steps={asked}"
-            raise StackError(
-                f"the call of {type(pipeline).__name__} gives {given}, and {self._name!r} was asked for "
-                f"num_inference_steps={self._num_inference_steps}. Leave one of the two out."
+    @staticmethod
+    def _shift_obstacles(scheduler: Any, flow_shift: float) -> Iterator[tuple[str, str]]:
+        if not is_flow(scheduler):
+            yield f"flow_shift={flow_shift:g}, but this denoiser is no flow-matching one", "Leave it out."
+        elif scheduler.config.get("use_dynamic_shifting"):
+            yield (
+                f"flow_shift={flow_shift:g} would have no effect, because the shift of this pipeline follows "
+                "from the size of the video (use_dynamic_shifting)",
+                "Leave it out.",
             )
-        call_arguments["num_inference_steps"] = self._num_inference_steps
+
+    def _sigma_obstacles(self, pipe: Any, solvers: list[type[Solver]]) -> Iterator[tuple[str, str]]:
+        option = "sigmas" if self.sigmas is not None else "timesteps"
+        if not is_flow(pipe.scheduler):
+            yield (
+                f"{option} are noise levels of flow matching, and this denoiser is no flow-matching one",
+                "Leave them out.",
+            )
+        elif not self._takes_sigmas():
+            found = f"{option} were given, and {self.scheduler_class().__name__} takes no list of noise levels"
+            yield (
+                found,
+                f"Solvers that take one on {type(pipe).__name__}: {_named(solvers)}." if solvers else "Leave it out.",
+            )
+        if self.timesteps is not None:
+            denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+            differences = SelectedTimesteps.read(self.timesteps).differences(denoiser)
+            if differences:
+                told = "; ".join(differences[:4])
+                yield (
+                    f"the timesteps in {self.timesteps!r} were selected on another denoiser ({told})",
+                    "Run `flowblend calibrate timesteps` on this pair.",
+                )
+
+    @classmethod
+    def _takes_sigmas(cls) -> bool:
+        return "sigmas" in inspect.signature(cls.scheduler_class().set_timesteps).parameters
 
 
-def _is_flow(scheduler: Any) -> bool:
-    """Flow-matching samplers either say so, or know no variance schedule (betas) at all."""
-    return bool(scheduler.config.get("use_flow_sigmas")) or "beta_start" not in scheduler.config
+def known_solvers() -> list[type[Solver]]:
+    """Every solver that was imported, by name."""
+
+    def below(parent: type[Solver]) -> Iterator[type[Solver]]:
+        for child in parent.__subclasses__():
+            yield from below(child)
+            if "name" in vars(child):
+                yield child
+
+    return sorted(below(Solver), key=lambda solver: solver.name)
 
 
-def _flow_shift(scheduler: Any) -> float:
-    """The shift under the name that this scheduler has for it."""
-    if "flow_shift" in inspect.signature(type(scheduler).__init__).parameters:
-        return scheduler.config.flow_shift
-    return getattr(scheduler, "shift", 1.0)
+def _named(solvers: list[type[Solver]]) -> str:
+    return ", ".join(repr(solver.name) for solver in solvers)
 
 
 def _call_parameters(pipe: Any) -> Any:
     return inspect.signature(type(pipe).__call__).parameters
-
-
-def timestep_arguments(pipe: Any) -> tuple[str, ...]:
-    """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
-
-    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
-    list of its own, for one that stays ``None`` is not handed on.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(pipe).__call__))))
-    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
-        return ()
-    passed: set[str] = set()
-    assigned: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("set_timesteps", "retrieve_timesteps"):
-                passed |= {keyword.arg for keyword in node.keywords if keyword.arg}
-                passed |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            assigned.add(node.id)
-    return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))

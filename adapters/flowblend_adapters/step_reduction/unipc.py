@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .solver import Solver
+from .multistep_solver import MultistepSolver, flow_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(Solver):
+class UniPC(MultistepSolver):
     """Sample with diffusers' ``UniPCMultistepScheduler``."""
 
     name: ClassVar[str] = "unipc"
+    suggested: ClassVar[tuple[str, ...]] = ("unipc(num_inference_steps=16)", "unipc(num_inference_steps=10)")
 
     @classmethod
-    def scheduler_class(cls) -> type:
+    def scheduler_class(cls) -> Any:
         from diffusers import UniPCMultistepScheduler
 
         return UniPCMultistepScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
-        if not is_flow:
-            return {}
-        return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": flow_shift}
+        return flow_settings(is_flow, flow_shift)

@@ -16,7 +16,8 @@ from diffusers import (
 )
 
 import flowblend_plugins as fb
-from flowblend_adapters.step_reduction.solver import Solver, timestep_arguments
+from flowblend_adapters.step_reduction.noise_schedule import timestep_arguments
+from flowblend_adapters.step_reduction.unipc import UniPC
 from flowblend_plugins.testing import (
     AdapterContract,
     generate,
@@ -133,7 +134,7 @@ def test_the_shift_by_resolution_of_ltx_reaches_unipc() -> None:
 
 
 def test_one_adapter_object_serves_two_pipelines_at_once() -> None:
-    adapter = next(s for s in Solver.__subclasses__() if s.name == "unipc")(num_inference_steps=4)
+    adapter = UniPC(num_inference_steps=4)
     first, second = tiny_wan_pipeline(0), tiny_wan_pipeline(5)
     schedulers = first.scheduler, second.scheduler
     outer = fb.enable(first, schedule="LLL", adapters=[adapter])

@@ -1,0 +1,34 @@
+"""DEIS (Zhang and Chen, 2022, arXiv 2204.13902): the exponential integrator with multistep polynomials, of order 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .multistep_solver import MultistepSolver, flow_settings
+from .noise_schedule import is_flow
+from .own_scheduler import finish_flow
+
+
+@dataclass(frozen=True, kw_only=True)
+class DEIS(MultistepSolver):
+    """Sample with diffusers' ``DEISMultistepScheduler``, ending at the last noise level of training."""
+
+    name: ClassVar[str] = "deis"
+    suggested: ClassVar[tuple[str, ...]] = ("deis(num_inference_steps=20)", "deis(num_inference_steps=12)")
+
+    @classmethod
+    def scheduler_class(cls) -> Any:
+        from diffusers import DEISMultistepScheduler
+
+        return DEISMultistepScheduler
+
+    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+        own = {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"}
+        return own | flow_settings(is_flow, flow_shift)
+
+    def build(self, scheduler: Any) -> Any:
+        new = super().build(scheduler)
+        if is_flow(new):
+            finish_flow(new)
+        return new

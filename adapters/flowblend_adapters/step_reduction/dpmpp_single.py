@@ -1,0 +1,34 @@
+"""DPM-Solver++(2S) (Lu et al., 2022, arXiv 2211.01095): the single-step solver of order 2 on the data prediction.
+
+Its steps come in blocks of two, of which the second starts again from where the first did: a history of two steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .multistep_solver import MultistepSolver, flow_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMppSingle(MultistepSolver):
+    """Sample with diffusers' ``DPMSolverSinglestepScheduler`` as DPM++ 2S."""
+
+    name: ClassVar[str] = "dpmpp_single"
+    suggested: ClassVar[tuple[str, ...]] = (
+        "dpmpp_single(num_inference_steps=20)",
+        "dpmpp_single(num_inference_steps=12)",
+    )
+
+    @classmethod
+    def scheduler_class(cls) -> Any:
+        from diffusers import DPMSolverSinglestepScheduler
+
+        return DPMSolverSinglestepScheduler
+
+    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+        own: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+        # With a final sigma of 0 diffusers sets this itself, and warns.
+        own["lower_order_final"] = True
+        return own | flow_settings(is_flow, flow_shift)

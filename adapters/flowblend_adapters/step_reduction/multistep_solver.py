@@ -1,0 +1,32 @@
+"""What multistep solver adapters have beyond the others: a history that may be forgotten at the switch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .attached_solver import AttachedSolver, ForgettingSolver
+from .solver import Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultistepSolver(Solver):
+    """A solver that extrapolates from the outputs of earlier steps.
+
+    Args:
+        reset_solver_history_at_switch: forget those outputs when another denoiser enters, so that its first step is of
+            first order. Off, the history crosses the switch, as in diffusers' own two-transformer Wan pipeline.
+    """
+
+    reset_solver_history_at_switch: bool = False
+
+    def attached(self, scheduler: Any) -> AttachedSolver:
+        kind = ForgettingSolver if self.reset_solver_history_at_switch else AttachedSolver
+        return kind(self.name, self.num_inference_steps, scheduler)
+
+
+def flow_settings(is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    """How diffusers' multistep schedulers, made for variance-preserving diffusion, are told of flow matching."""
+    if not is_flow:
+        return {}
+    return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": flow_shift}

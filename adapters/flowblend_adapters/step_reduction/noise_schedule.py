@@ -1,0 +1,102 @@
+"""What is read off a pipeline's own scheduler before another takes its place: the noise schedule that must be kept."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+# What a scheduler config says of the noise schedule that the denoiser is sampled on, with the value that says nothing.
+# A sampler that takes no such argument would ignore it in silence.
+_NEUTRAL = {
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
+    "timestep_type": "discrete",
+}
+
+# How a sampler places its steps and solves between them: its own business, of no meaning to a sampler of another class,
+# though many classes have an argument of the same name.
+_OF_ONE_CLASS = frozenset(
+    {
+        "algorithm_type",
+        "corrector_order",
+        "disable_corrector",
+        "euler_at_final",
+        "lower_order_final",
+        "predict_x0",
+        "predictor_order",
+        "solver_order",
+        "solver_p",
+        "solver_type",
+        "stochastic_sampling",
+        "tau_func",
+        "use_lu_lambdas",
+        "variance_type",
+    }
+)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Flow-matching samplers either say so, or know no variance schedule (betas) at all."""
+    return bool(scheduler.config.get("use_flow_sigmas")) or "beta_start" not in scheduler.config
+
+
+def flow_shift_of(scheduler: Any) -> float:
+    """The shift of its sigmas, under the name that this scheduler has for it."""
+    if "flow_shift" in inspect.signature(type(scheduler).__init__).parameters:
+        return scheduler.config.flow_shift
+    if "shift" in inspect.signature(type(scheduler).__init__).parameters:
+        return getattr(scheduler, "shift", scheduler.config.shift)
+    return 1.0
+
+
+def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
+    """Of a scheduler's config, what a scheduler of ``new_class`` is built with."""
+    takes = inspect.signature(new_class.__init__).parameters
+    same_class = type(scheduler).__name__ == new_class.__name__
+    return {
+        key: value
+        for key, value in scheduler.config.items()
+        if key.startswith("_") or (key in takes and (same_class or key not in _OF_ONE_CLASS))
+    }
+
+
+def lost_noise_schedule(scheduler: Any, new_class: Any) -> list[str]:
+    """What of a scheduler's noise schedule a ``new_class`` knows nothing of, as ``"name=value"``."""
+    has, config = inspect.signature(new_class.__init__).parameters, scheduler.config
+    unknown = {field: neutral for field, neutral in _NEUTRAL.items() if field not in has}
+    return [f"{f}={config[f]!r}" for f, neutral in unknown.items() if config.get(f, neutral) != neutral]
+
+
+def timestep_arguments(pipe: Any) -> tuple[str, ...]:
+    """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
+
+    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
+    list of its own, for one that stays ``None`` is not handed on.
+    """
+    passed, assigned = set[str](), set[str]()
+    for node in _nodes_of_call(pipe):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("set_timesteps", "retrieve_timesteps"):
+                passed |= {keyword.arg for keyword in node.keywords if keyword.arg}
+                passed |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            assigned.add(node.id)
+    return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))
+
+
+def _nodes_of_call(pipe: Any) -> Iterator[ast.AST]:
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
+        return
+    yield from ast.walk(ast.parse(textwrap.dedent(source)))

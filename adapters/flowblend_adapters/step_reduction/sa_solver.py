@@ -1,0 +1,42 @@
+"""SA-Solver (Xue et al., 2023, arXiv 2309.05019): a stochastic Adams predictor-corrector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .attached_solver import AttachedSolver, ForgettingStochasticSolver, StochasticSolver
+from .multistep_solver import MultistepSolver, flow_settings
+from .noise_schedule import is_flow
+from .own_scheduler import finish_flow, take_noise_from_call
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASolver(MultistepSolver):
+    """Sample with diffusers' ``SASolverScheduler``, ending at the last noise level of training.
+
+    It adds noise in the middle of the trajectory, drawn from the generator of the call.
+    """
+
+    name: ClassVar[str] = "sa_solver"
+    suggested: ClassVar[tuple[str, ...]] = ("sa_solver(num_inference_steps=20)", "sa_solver(num_inference_steps=12)")
+
+    @classmethod
+    def scheduler_class(cls) -> Any:
+        from diffusers import SASolverScheduler
+
+        return SASolverScheduler
+
+    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+        return {"algorithm_type": "data_prediction"} | flow_settings(is_flow, flow_shift)
+
+    def build(self, scheduler: Any) -> Any:
+        new = super().build(scheduler)
+        if is_flow(new):
+            finish_flow(new)
+        take_noise_from_call(new)
+        return new
+
+    def attached(self, scheduler: Any) -> AttachedSolver:
+        kind = ForgettingStochasticSolver if self.reset_solver_history_at_switch else StochasticSolver
+        return kind(self.name, self.num_inference_steps, scheduler)
