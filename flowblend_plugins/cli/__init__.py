@@ -6,6 +6,7 @@ Set ``FLOWBLEND_TRACEBACK=1`` to see where an error was raised.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def _run_command(arguments: list[str]) -> int:
     from ..manager import make_plugin_manager
     from .app import make_app, own_commands
 
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     try:
         manager = make_plugin_manager()
     except PluginError:
@@ -64,6 +66,11 @@ def _run_command(arguments: list[str]) -> int:
     except typer.Abort:  # of a prompt that a plugin's command may show
         return _INTERRUPTED
     return result if isinstance(result, int) else 0  # of a typer.Exit; typer turns Ctrl-C into one, too
+
+
+def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
+    """transformers warns that it does without torchvision whenever diffusers imports an image processor."""
+    return "requires torchvision" not in record.getMessage()
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -16,12 +16,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from flowblend_plugins import PairPreset
 from flowblend_plugins.cli import run
 from flowblend_plugins.cli.options import read_schedule
 from flowblend_plugins.errors import OutputError
-from flowblend_plugins.video import write_mp4
+from flowblend_plugins.video import write_mp4, write_png
 
 
 def test_run_writes_a_video_that_plays(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:
@@ -178,3 +179,24 @@ def test_what_is_no_video_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"shape \(3, 10, 14\)"):
         write_mp4(np.zeros((3, 10, 14)), tmp_path / "v.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_still_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((40, 64, 3))
+    write_png(image, tmp_path / "i.png")
+    shown = np.asarray(Image.open(tmp_path / "i.png"))
+    assert shown.shape == (280, 448, 3)  # seven times, to 256 pixels and more
+    np.testing.assert_array_equal(shown[::7, ::7], np.round(image * 255))
+    with pytest.raises(
+        OutputError, match=r"a still of shape \(40, 64\) cannot be written"
+    ):
+        write_png(image[..., 0], tmp_path / "j.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["i.png"]
+
+
+def test_a_pair_that_makes_stills_gives_a_still(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(["run", "--pair", "reference-unet", "--steps", "4", "--out", str(out), "--prompt", "a red circle"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["image.png", "run.json"]
+    assert json.loads((out / "run.json").read_text())["image"] == str(out / "image.png")
+    assert "torchvision" not in capfd.readouterr().err
