@@ -13,6 +13,7 @@ from .traits import AdapterTraits
 if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torch when they are only listed
     from torch import nn
 
+    from .presets import PairPreset
     from .step import StepContext
     from .trace import Outcome, Trace
 
@@ -27,12 +28,14 @@ class AttachTarget:
         trace: ``trace.step`` is where the denoiser call in progress stands (``None`` for a call that is not routed),
             and ``trace.report_outcome("reuse")`` says that it was not computed.
         reentry: ``"recompute"`` or ``"keep"``: what becomes of cached state when a denoiser returns.
+        pair: the registered pair that these denoisers are; ``None`` where they are none that is known.
     """
 
     pipeline: Any
     denoisers: Mapping[str, nn.Module]
     trace: Trace
     reentry: str = "recompute"
+    pair: PairPreset | None = None
 
 
 class Adapter(abc.ABC):

@@ -14,9 +14,10 @@ from torch import nn
 from .adapter import Adapter, AttachTarget
 from .clock import Clock
 from .errors import PairError, RoutingError, ScheduleError
-from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager
+from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
 from .pair import check_blendable, load_denoiser
 from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
+from .presets import pair_of
 from .router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .stack import judge_adapters, judge_call, setting_of
@@ -102,7 +103,8 @@ class Blend:
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
         others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
-        target = self._target = AttachTarget(pipe, self.denoisers, self.trace, reentry)
+        pair = pair_of(pipe, self.denoisers.get("S"), pairs_by_name(self.plugin_manager).values())
+        target = self._target = AttachTarget(pipe, self.denoisers, self.trace, reentry, pair)
         router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
         enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
         self._router, self._slot, self._hosts = router, slot, hosts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class PairPreset:
         call_defaults: keyword arguments of the pipeline call (size, frames, steps, guidance scale).
         source: where the sizes and boundaries come from.
         example_prompts: prompts that the pair is known to understand.
+        distilled: few-step weights of its denoisers by ``"<large or small>-<steps>"``: a hub id, folder or file each.
     """
 
     name: str
@@ -32,3 +33,25 @@ class PairPreset:
     late: float = DEFAULT_LATE
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
+    distilled: Mapping[str, str | Path] = field(default_factory=dict)
+
+
+def pair_of(pipe: Any, small: Any, presets: Iterable[PairPreset]) -> PairPreset | None:
+    """The registered pair that a loaded pipeline and small denoiser are, by where they were loaded from.
+
+    Args:
+        pipe: the diffusers pipeline.
+        small: its loaded small denoiser; ``None`` where it has none.
+        presets: of all registered pairs.
+    """
+    large_source = getattr(pipe, "name_or_path", None)
+    small_source = getattr(small, "config", {}).get("_name_or_path")
+    for preset in presets:
+        is_small = small is None or small_source is not None and Path(small_source) in (
+            Path(preset.small),
+            Path(preset.small, "transformer"),
+            Path(preset.small, "unet"),
+        )
+        if is_small and large_source is not None and Path(large_source) == Path(preset.large):
+            return preset
+    return None
