@@ -17,6 +17,7 @@ from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, 
 from flowblend_plugins.traits import Family
 
 from .chosen_denoisers import check_stage_options, choose_denoisers
+from .deepcache_helper import SteeredHelper, find_helper, left_as_found, names_by_key, restored_forwards
 from .observed_calls import Probe, observed_calls
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from flowblend_plugins.step import StepContext
 
 _LAYERS_PER_BLOCK = 3  # how the package numbers branches: branch 4 is layer 1 of block 1
-_MID_BLOCK = ("mid", "mid_block", 0, 0)  # the key under which it keeps the forward of what every reuse leaves out
 
 _TRAITS = AdapterTraits(
     family=Family.FEATURE_CACHING,
@@ -115,7 +115,7 @@ class AdoptedDeepCache(Adapter):
         with contextlib.ExitStack() as undo:
             for letter, helper in helpers.items():
                 if helper is not None:
-                    undo.enter_context(_left_as_found(helper))
+                    undo.enter_context(left_as_found(helper))
                     undo.enter_context(steering.over(helper, target.denoisers[letter], letter))
             large = helpers["L"]
             for letter, unet in target.denoisers.items():
@@ -126,17 +126,6 @@ class AdoptedDeepCache(Adapter):
                         raise StackError(f"{self.name!r} mirrored on denoiser {letter}: {found}. {remedy}")
                     undo.enter_context(_own_helper(unet, letter, interval, branch, steering))
             yield steering
-
-
-def find_helper(unet: Any) -> Any | None:
-    """The ``DeepCacheSDHelper`` that is enabled on a denoiser; ``None`` where there is none."""
-    wrapper = getattr(getattr(unet, "mid_block", None), "__dict__", {}).get("forward")
-    code, cells = getattr(wrapper, "__code__", None), getattr(wrapper, "__closure__", None)
-    if code is None or cells is None or "self" not in code.co_freevars:
-        return None
-    owner = cells[code.co_freevars.index("self")].cell_contents
-    is_helper = any(cls.__name__ == "DeepCacheSDHelper" for cls in type(owner).__mro__)
-    return owner if is_helper and _MID_BLOCK in getattr(owner, "function_dict", {}) else None
 
 
 def adopt_deepcache(pipe: Any) -> list[Adapter]:
@@ -150,28 +139,34 @@ class _Steering:
     def __init__(self, target: AttachTarget, warmup_steps: int) -> None:
         self._target = target
         self._warmup_steps = warmup_steps
-        self._helpers: dict[str, _SteeredHelper] = {}
+        self._helpers: dict[str, SteeredHelper] = {}
 
     @contextlib.contextmanager
     def over(self, helper: Any, unet: nn.Module, letter: str) -> Iterator[None]:
         """Steer one helper, whose wrappers are on ``unet``, and report what its calls really did."""
-        steered = self._helpers[letter] = _SteeredHelper(helper, self._warmup_steps)
-        probe = Probe()
+        steered = self._helpers[letter] = SteeredHelper(helper, self._warmup_steps)
         functions = helper.function_dict
-        mid_block = functions[_MID_BLOCK]
-        functions[_MID_BLOCK] = probe.on(mid_block)
+        names = names_by_key(unet)
+        probes = {key: Probe() for key in names}
+        found = {key: functions[key] for key in names}
+        functions.update({key: probe.on(found[key]) for key, probe in probes.items()})
         helper.is_skip_step = steered.is_skip_step
         trace = self._target.trace
+
+        def skipped_names() -> frozenset[str]:
+            skipped = {names[key] for key, probe in probes.items() if not probe.has_run}
+            return frozenset(name for name in skipped if not any(name.startswith(f"{other}.") for other in skipped))
 
         def before_any_call(module: nn.Module, args: Any) -> None:
             if trace.step is None:
                 steered.compute_apart()
 
         with contextlib.ExitStack() as undo:
-            undo.callback(functions.update, {_MID_BLOCK: mid_block})
+            undo.callback(functions.update, found)
             undo.callback(helper.__dict__.pop, "is_skip_step", None)
             undo.callback(unet.register_forward_pre_hook(before_any_call).remove)
-            undo.enter_context(observed_calls(unet, [probe], trace, lambda: "reuse", steered.follow))
+            watched = list(probes.values())
+            undo.enter_context(observed_calls(unet, watched, trace, "reuse", steered.follow, skipped_names))
             yield
 
     @hookimpl
@@ -185,56 +180,6 @@ class _Steering:
             helper.forget()
 
 
-class _SteeredHelper:
-    """One helper that is told where each call stands, in place of searching for its timestep."""
-
-    def __init__(self, helper: Any, warmup_steps: int) -> None:
-        self._helper = helper
-        self._warmup_steps = warmup_steps
-        self._entered: StepContext | None = None
-        self._step: StepContext | None = None
-        self._kept = helper.cached_output
-
-    def enter(self, step: StepContext, reentry: str) -> None:
-        entered = self._entered
-        is_first = entered is None or step.generation != entered.generation or step.step_index <= entered.step_index
-        if is_first or reentry == "recompute":
-            self.forget()
-        self._entered = step
-
-    def forget(self) -> None:
-        self._helper.start_timestep = self._step = self._entered = None
-        self._helper.cached_output = self._kept = {}
-
-    def follow(self, step: StepContext) -> None:
-        """A call of the blend."""
-        last = self._step
-        if last is not None and (step.generation, step.step_index) == (last.generation, last.step_index):
-            raise StackError(
-                f"the pipeline calls denoiser {step.denoiser} more than once at step {step.step_index}, and DeepCache "
-                "would answer one call from what it kept of another. Leave DeepCache out on this pipeline."
-            )
-        self._step = step
-        self._helper.cached_output = self._kept
-
-    def compute_apart(self) -> None:
-        """A call that is not of the blend: all of it is computed, and nothing of it is kept for the blend."""
-        self._step = None
-        self._helper.cached_output = {}
-
-    def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
-        """In place of the helper's own, with the step that the router knows."""
-        step, entered, helper = self._step, self._entered, self._helper
-        if step is None:
-            return False
-        helper.cur_timestep = step.step_index
-        if helper.start_timestep is None:  # as its own rule would at its first call, which may be after the warm-up
-            helper.start_timestep = step.step_index
-        if entered is not None and step.step_index - entered.step_index < self._warmup_steps:
-            return False
-        return type(helper).is_skip_step(helper, block_i, layer_i, blocktype)
-
-
 @contextlib.contextmanager
 def _own_helper(unet: Any, letter: str, interval: int, branch: int, steering: _Steering) -> Iterator[None]:
     from DeepCache import DeepCacheSDHelper
@@ -245,38 +190,10 @@ def _own_helper(unet: Any, letter: str, interval: int, branch: int, steering: _S
 
     helper = Helper(pipe=SimpleNamespace(unet=unet))
     helper.set_params(cache_interval=interval, cache_branch_id=branch)
-    with _restored_forwards(unet):
+    with restored_forwards(unet):
         helper.enable()
         with steering.over(helper, unet, letter):
             yield
-
-
-@contextlib.contextmanager
-def _restored_forwards(unet: nn.Module) -> Iterator[None]:
-    """On leaving, take off the forwards that were put on modules, and give back those that were there before.
-
-    The package's own ``disable()`` leaves a ``forward`` on every module that it has had its hands on.
-    """
-    modules = [module for module in unet.modules() if module is not unet]
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is not None:
-                module.forward = forward
-            else:
-                module.__dict__.pop("forward", None)
-
-
-@contextlib.contextmanager
-def _left_as_found(helper: Any) -> Iterator[None]:
-    found = {name: helper.__dict__.get(name) for name in ("cur_timestep", "start_timestep", "cached_output")}
-    found["cached_output"] = dict(found["cached_output"])
-    try:
-        yield
-    finally:
-        helper.__dict__.update(found)
 
 
 def _transformer_obstacle(pipe: Any) -> Iterator[tuple[str, str]]:

@@ -13,9 +13,12 @@ import pytest
 import torch
 from DeepCache import DeepCacheSDHelper
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import flowblend_plugins as fb
-from flowblend_adapters.feature_caching.deepcache import AdoptedDeepCache, DeepCache, find_helper
+from flowblend_adapters.feature_caching.deepcache import AdoptedDeepCache, DeepCache
+from flowblend_adapters.feature_caching.deepcache_helper import find_helper
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.exactness.pipelines import STABLE_DIFFUSION, UNETS, Family
 from tests.exactness.test_placement import offload_models
@@ -201,6 +204,24 @@ def test_the_trace_says_what_ran_beneath_the_cache() -> None:
         assert ran == [call.step.denoiser for call in blend.trace.last.calls if call.outcome == "compute"]
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_a_reused_call_costs_what_still_ran(branch: int) -> None:
+    """Counted by torch over the helper by hand on a plain pipeline, and by the trace."""
+    family = STABLE_DIFFUSION
+    pipe = family.pipe()
+    helper_on(pipe, 2, branch)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counted: list[int] = []
+        pipe.unet.register_forward_pre_hook(lambda *_: counted.append(-counter.get_total_flops()))
+        pipe.unet.register_forward_hook(lambda *_: counted.append(counted.pop() + counter.get_total_flops()))
+        family.run(pipe, num_inference_steps=4)
+    assert counted[1] < counted[0]
+    pipe = family.pipe()
+    with fb.enable(pipe, family.make_small(), "LLL", adapters=[f"deepcache(interval=2, branch={branch})"]) as blend:
+        family.run(pipe, num_inference_steps=4)
+    assert blend.trace.flops().full == sum(counted)
 
 
 def test_a_call_that_is_not_of_the_blend_is_computed_and_disturbs_nothing() -> None:
