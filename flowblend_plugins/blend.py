@@ -20,7 +20,7 @@ from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabl
 from .presets import pair_of
 from .router import ModelRouter, router_of
 from .schedule import StageSchedule
-from .stack import judge_adapters, judge_call, setting_of
+from .stack import judge_adapters, judge_call, setting_of, timestep_arguments
 from .step import StepContext
 from .trace import Outcome, Trace
 
@@ -132,13 +132,17 @@ class Blend:
             RoutingError: the sampler's timesteps depend on the call (as with LTX, on the size of the video).
         """
         scheduler = copy.deepcopy(self.pipeline.scheduler)
+        unknown = RoutingError(
+            f"{type(scheduler).__name__} sets its timesteps when {type(self.pipeline).__name__} is called, so its "
+            "steps are not known before."
+        )
+        # A sampler of ours that has a list of its own heeds none.
+        if timestep_arguments(self.pipeline) and not getattr(scheduler, "ignores_pipeline", False):
+            raise unknown
         try:
             scheduler.set_timesteps(num_inference_steps)
         except (ValueError, TypeError) as error:
-            raise RoutingError(
-                f"{type(scheduler).__name__} sets its timesteps when {type(self.pipeline).__name__} is called, so its "
-                "steps are not known before."
-            ) from error
+            raise unknown from error
         clock = Clock(types.SimpleNamespace(scheduler=scheduler))
         clock.refresh()
         assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)

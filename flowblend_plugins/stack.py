@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .adapter import Adapter
@@ -83,3 +85,29 @@ def _branches_called_apart(pipe: Any) -> bool | None:
         return None
     names = set(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source))
     return "uncond" in names if names else None
+
+
+def timestep_arguments(pipe: Any) -> tuple[str, ...]:
+    """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
+
+    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
+    list of its own, for one that stays ``None`` is not handed on.
+    """
+    passed, assigned = set[str](), set[str]()
+    for node in _nodes_of_call(pipe):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("set_timesteps", "retrieve_timesteps"):
+                passed |= {keyword.arg for keyword in node.keywords if keyword.arg}
+                passed |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            assigned.add(node.id)
+    return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))
+
+
+def _nodes_of_call(pipe: Any) -> Iterator[ast.AST]:
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
+        return
+    yield from ast.walk(ast.parse(textwrap.dedent(source)))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..adapter import Adapter
-from ..adapter_spec import write_spec
-from ..errors import RoutingError, UsageError
+from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from ..presets import PairPreset
 from ..schedule import StageSchedule
@@ -39,9 +37,7 @@ from .options import (
     read_schedule,
 )
 from .output import prepare_output_folder, write_json_atomically
-
-if TYPE_CHECKING:
-    from ..trace import Outcome
+from .plan import Plan, plan_blend, plan_unloaded
 
 PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
@@ -101,14 +97,15 @@ def run(
     if plan:
         if num_steps is None:
             raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
-        plans_ahead = any(type(adapter).plan is not Adapter.plan for adapter in adapters)
-        # They read it off the denoisers; without them nothing is loaded.
-        source = (pair, large, small)
-        plans = _plan_adapters(manager, source, stages, adapters, reentry, num_steps) if plans_ahead else {}
-        _show_plan(stages, num_steps, as_json, plans)
+        planned = plan_unloaded(stages, num_steps, adapters)
+        # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
+        plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in adapters)
+        if plans_ahead or stages.needs_sigmas:
+            planned = _plan_loaded(manager, (pair, large, small), stages, adapters, reentry, num_steps)
+        planned.show(as_json)
         return
     if num_steps is not None:
-        _resolve(stages, num_steps)  # a misfit is told before anything is loaded
+        plan_unloaded(stages, num_steps, adapters)  # a misfit is told before anything is loaded
     prepare_output_folder(out)
 
     from ..blend import enable
@@ -127,8 +124,9 @@ def run(
     progress = Progress(quiet=as_json)
     with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, plugins=[progress]) as blend:
         num_steps = num_steps or _default_of(opened.pipeline, "num_inference_steps")
-        if num_steps is not None and not as_json:
-            _show_plan(stages, num_steps, as_json)
+        planned = plan_blend(blend, num_steps) if num_steps is not None else None
+        if planned is not None and not as_json:
+            planned.show()
         result = generate(opened.pipeline, arguments, seed, progress)
         kind, path = ("video", out / "video.mp4") if hasattr(result, "frames") else ("image", out / "image.png")
         record = {
@@ -137,7 +135,7 @@ def run(
             "prompt": arguments["prompt"],
             "seed": seed,
             "schedule": stages.text,
-            "steps": _resolve(stages, num_steps) if num_steps is not None else None,
+            "steps": planned.steps if planned is not None else None,
             "adapters": adapter or [],
             "seconds": round(progress.seconds, 3),
             "trace": blend.trace.to_dict(),
@@ -186,51 +184,16 @@ def _default_of(pipeline: Any, argument: str) -> Any:
     return parameter.default if parameter is not None else None
 
 
-def _resolve(stages: StageSchedule, num_steps: int) -> str | None:
-    """The schedule in steps; ``None`` where only the sampler's sigmas will tell."""
-    return None if stages.needs_sigmas else stages.describe(num_steps)
-
-
-def _plan_adapters(
+def _plan_loaded(
     manager: FlowblendPluginManager,
     pair: tuple[str, str | None, str | None],
     stages: StageSchedule,
     adapters: Sequence[Adapter],
     reentry: str,
     num_steps: int,
-) -> dict[str, list[Outcome] | None]:
-    """What every step will do, by adapter; ``None`` where only the run will tell."""
+) -> Plan:
     from ..blend import enable
 
     opened = open_pair(manager, *pair)
     with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry) as blend:
-        try:
-            outcomes = blend.plan(num_steps)[1]
-        except RoutingError:
-            outcomes = [None] * len(blend.adapters)
-        return {
-            write_spec(adapter): list(plan) if plan is not None else None
-            for adapter, plan in zip(blend.adapters, outcomes, strict=True)
-            if type(adapter).plan is not Adapter.plan
-        }
-
-
-def _show_plan(
-    stages: StageSchedule, num_steps: int, as_json: bool, plans: Mapping[str, Sequence[Outcome] | None] | None = None
-) -> None:
-    resolved = _resolve(stages, num_steps)
-    if as_json:
-        plan = {"schedule": stages.text, "num_inference_steps": num_steps, "steps": resolved}
-        typer.echo(json.dumps(plan | ({"adapters": plans} if plans else {})))
-        return
-    typer.echo(f"{stages.text}: {resolved or 'by sigma; the sampler sets its sigmas when it runs'}")
-    for adapter, outcomes in (plans or {}).items():
-        typer.echo(f"{adapter}: {_describe_outcomes(outcomes) if outcomes else 'known only while it runs'}")
-
-
-def _describe_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """Runs of like steps, then what they come to."""
-    runs = [(outcome, len(list(group))) for outcome, group in itertools.groupby(outcomes)]
-    spared = sum(outcome != "compute" for outcome in outcomes)
-    listed = ", ".join(f"{outcome} {length}" for outcome, length in runs)
-    return f"{listed} ({spared} of {len(outcomes)} steps are not computed)"
+        return plan_blend(blend, num_steps)

@@ -18,7 +18,7 @@ from .timestep_selection import select_levels
 
 
 def select_timesteps(
-    pipe: Any, *, calls: Sequence[Mapping[str, Any]], num_dense_steps: int, num_steps: Sequence[int], order: int = 2
+    pipe: Any, *, calls: Sequence[Mapping[str, Any]], num_dense_steps: int, num_steps: Sequence[int]
 ) -> SelectedTimesteps:
     """Select noise levels for a pipeline from dense Euler runs; the pipeline is afterwards what it was.
 
@@ -27,12 +27,11 @@ def select_timesteps(
         calls: keyword arguments of each generation, without a number of steps.
         num_dense_steps: of each of these.
         num_steps: the numbers of steps to select for.
-        order: of the solver to select for: 1 for ``flow_euler``, 2 for the others.
 
     Raises:
         StackError: the pipeline is no flow-matching one, cannot be sampled by Euler's method, or the runs differ in
             their noise levels.
-        ValueError: a number of steps that is more than the dense ones, or an order that cannot be.
+        ValueError: a number of steps that is more than the dense ones.
     """
     if not calls:
         raise StackError("selecting timesteps takes at least one generation; calls is empty.")
@@ -54,7 +53,7 @@ def select_timesteps(
         levels = sigmas
         total += _gram(velocities)
     denoiser = getattr(pipe, "transformer", None) or pipe.unet
-    chosen = select_levels(levels, total, num_steps, order)
+    chosen = select_levels(levels, total, num_steps)
     return SelectedTimesteps(
         class_name=type(denoiser).__name__,
         config=denoiser_config(denoiser),

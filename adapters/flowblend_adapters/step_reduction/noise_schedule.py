@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 # What a scheduler config says of the noise schedule that the denoiser is sampled on, with the value that says nothing.
@@ -74,29 +71,3 @@ def lost_noise_schedule(scheduler: Any, new_class: Any) -> list[str]:
     has, config = inspect.signature(new_class.__init__).parameters, scheduler.config
     unknown = {field: neutral for field, neutral in _NEUTRAL.items() if field not in has}
     return [f"{f}={config[f]!r}" for f, neutral in unknown.items() if config.get(f, neutral) != neutral]
-
-
-def timestep_arguments(pipe: Any) -> tuple[str, ...]:
-    """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
-
-    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
-    list of its own, for one that stays ``None`` is not handed on.
-    """
-    passed, assigned = set[str](), set[str]()
-    for node in _nodes_of_call(pipe):
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("set_timesteps", "retrieve_timesteps"):
-                passed |= {keyword.arg for keyword in node.keywords if keyword.arg}
-                passed |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            assigned.add(node.id)
-    return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))
-
-
-def _nodes_of_call(pipe: Any) -> Iterator[ast.AST]:
-    try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
-    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
-        return
-    yield from ast.walk(ast.parse(textwrap.dedent(source)))

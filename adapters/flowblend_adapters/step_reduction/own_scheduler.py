@@ -26,7 +26,8 @@ def pin_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
     def set_timesteps(self: Any, num_inference_steps: Any = None, device: Any = None, **handed: Any) -> None:
         base.set_timesteps(self, device=device, sigmas=np.array(sigmas))
 
-    _give(scheduler, set_timesteps=set_timesteps)
+    # With the mark its timesteps are known before the call, whatever pipeline it is in.
+    _give(scheduler, set_timesteps=set_timesteps, ignores_pipeline=True)
 
 
 def finish_flow(scheduler: Any) -> None:

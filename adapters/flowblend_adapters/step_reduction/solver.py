@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
+from flowblend_plugins.stack import timestep_arguments
 from flowblend_plugins.traits import Family
 
 from .attached_solver import AttachedSolver
-from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule, timestep_arguments
+from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
 from .own_scheduler import pin_sigmas
 from .selected_timesteps import SelectedTimesteps
 

@@ -16,8 +16,8 @@ from diffusers import (
 )
 
 import flowblend_plugins as fb
-from flowblend_adapters.step_reduction.noise_schedule import timestep_arguments
 from flowblend_adapters.step_reduction.unipc import UniPC
+from flowblend_plugins.stack import timestep_arguments
 from flowblend_plugins.testing import (
     AdapterContract,
     generate,
