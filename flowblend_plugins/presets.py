@@ -47,11 +47,8 @@ def pair_of(pipe: Any, small: Any, presets: Iterable[PairPreset]) -> PairPreset 
     large_source = getattr(pipe, "name_or_path", None)
     small_source = getattr(small, "config", {}).get("_name_or_path")
     for preset in presets:
-        is_small = small is None or small_source is not None and Path(small_source) in (
-            Path(preset.small),
-            Path(preset.small, "transformer"),
-            Path(preset.small, "unet"),
-        )
+        folders = (Path(preset.small), Path(preset.small, "transformer"), Path(preset.small, "unet"))
+        is_small = small is None or (small_source is not None and Path(small_source) in folders)
         if is_small and large_source is not None and Path(large_source) == Path(preset.large):
             return preset
     return None

@@ -32,12 +32,13 @@ class AdapterTraits:
         changes_timesteps: it sets the number or the positions of the steps, or replaces the scheduler.
         fixes_sigmas: it prescribes the list of sigmas, so nothing else may change it.
         needs_guidance_off: it is right only without classifier-free guidance.
+        takes_few_steps: its steps are so few and so far apart that hardly anything stays alike from one to the next.
         carries_step_state: it keeps tensors of a denoiser from one step to the next, which go stale while another
             denoiser answers.
         needs_uninterrupted_steps: it is wrong when a denoiser misses steps, reset or not.
         tells_branches_apart: its state is kept for each guidance branch.
         min_useful_steps: with fewer steps in a generation than this it changes nothing (its warm-up takes them all).
-        wraps: what of a denoiser it takes over: ``"blocks"``, ``"forward"``, ``"attention"`` or ``None``.
+        wraps: what of a denoiser it takes over: ``"blocks"``, ``"forward"``, ``"attention"``, ``"weights"``, ``None``.
         denoiser_kinds: ``"transformer"``, ``"unet"``, or both.
         denoiser_classes: class names it runs on (subclasses too); empty for any.
         pipeline_classes: pipeline class names it runs on (subclasses too); empty for any.
@@ -47,6 +48,7 @@ class AdapterTraits:
     changes_timesteps: bool = False
     fixes_sigmas: bool = False
     needs_guidance_off: bool = False
+    takes_few_steps: bool = False
     carries_step_state: bool = False
     needs_uninterrupted_steps: bool = False
     tells_branches_apart: bool = True
@@ -169,6 +171,13 @@ def _between_adapters(stack: Stack) -> Iterator[Reason]:
                 f"{both} are two feature caches on one denoiser, so one would cache what the other reused",
                 "Keep one of the two.",
             )
+        for few, kept, name, cache in ((first, second, a, b), (second, first, b, a)):
+            if few.takes_few_steps and kept.family is Family.FEATURE_CACHING:
+                yield Reason(
+                    Composition.INERT,
+                    f"{name!r} takes few steps, far apart, and {cache!r} reuses only what stays alike between steps",
+                    f"Leave out {cache!r}; where it reuses something all the same, the trace shows it.",
+                )
 
 
 def _on_this_pipeline(name: str, traits: AdapterTraits, setting: StackSetting) -> Iterator[Reason]:

@@ -8,6 +8,8 @@ import typer
 
 from flowblend_plugins import Adapter, hookimpl
 
+from .distilled_samplers.distilled import Distilled
+from .distilled_samplers.distilled_small import DistilledSmall
 from .feature_caching.adopted_cache_dit import AdoptedCacheDit, adopt_cache_dit
 from .feature_caching.adopted_diffusers_cache import AdoptedDiffusersCache, adopt_diffusers_cache
 from .feature_caching.cache_dit import CacheDit
@@ -54,6 +56,8 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         AdoptedDeepCache,
         CacheDit,
         AdoptedCacheDit,
+        Distilled,
+        DistilledSmall,
     ]
 
 

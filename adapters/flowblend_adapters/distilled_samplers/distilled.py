@@ -1,0 +1,171 @@
+"""Few-step sampling: distilled LoRAs or checkpoints on the denoisers, and the sampler they were made for.
+
+FlowBlending (arXiv 2512.24724) is reported with LTX-Video's distilled models as well, at 8 steps without guidance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins.traits import Family
+
+from ..step_reduction.attached_solver import AttachedSolver
+from ..step_reduction.solver import Solver
+from .distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
+from .few_step_sampler import SAMPLERS, Sampler
+from .guidance import set_guidance
+
+MAX_STEPS_OF_NO_REUSE = 4
+"""At up to this many steps a cache on top is declared inert (docs/distilled/distilled.md has what was measured)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled(Adapter):
+    """Sample in a few steps, with weights that were distilled for it.
+
+    Args:
+        large, small: the few-step weights of each denoiser: a hub id, folder or file, of a LoRA or of a whole
+            denoiser; ``"as_loaded"`` if the one that was loaded is distilled already; ``None`` for those that the
+            registered pair names.
+        num_inference_steps: steps of every generation.
+        sigmas: the noise levels to sample at, falling from at most 1, without the final 0; nothing shifts them.
+        flow_shift: shift of evenly spaced noise levels towards noise; ``None`` keeps the pipeline's.
+        sampler: ``"euler"``, ``"lcm"`` (new noise at every step) or ``"unipc"``; ``None`` for what the weights say,
+            else Euler.
+        guidance_scale: of every call; 1 is guidance off.
+        lora_scale: strength of LoRAs.
+    """
+
+    large: str | None = None
+    small: str | None = None
+    num_inference_steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    flow_shift: float | None = None
+    sampler: Sampler | None = None
+    guidance_scale: float = 1.0
+    lora_scale: float = 1.0
+
+    name: ClassVar[str] = "distilled"
+    suggested: ClassVar[tuple[str, ...]] = ("distilled(num_inference_steps=8)", "distilled(num_inference_steps=4)")
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        family=Family.DISTILLED_SAMPLER,
+        changes_timesteps=True,
+        fixes_sigmas=True,
+        needs_guidance_off=True,
+        wraps="weights",
+        denoiser_kinds=frozenset({"transformer"}),
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is None and self.sigmas is None:
+            raise ValueError("num_inference_steps is missing: say for how many steps the weights were distilled")
+        if not self.guidance_scale > 0.0 or not self.lora_scale > 0.0:
+            wrong = "guidance_scale" if not self.guidance_scale > 0.0 else "lora_scale"
+            raise ValueError(f"{wrong}={getattr(self, wrong)}: expected a number above 0")
+        solver = self._solver(self.sampler or "euler", self.sigmas, self.flow_shift)  # checks these options
+        num_steps = solver.num_inference_steps
+        assert num_steps is not None
+        object.__setattr__(self, "num_inference_steps", num_steps)
+        object.__setattr__(
+            self,
+            "traits",
+            dataclasses.replace(
+                type(self).traits,
+                needs_guidance_off=self.guidance_scale <= 1.0,
+                takes_few_steps=num_steps <= MAX_STEPS_OF_NO_REUSE,
+            ),
+        )
+
+    def _solver(self, sampler: str, sigmas: tuple[float, ...] | None, flow_shift: float | None) -> Solver:
+        return SAMPLERS[sampler](num_inference_steps=self.num_inference_steps, sigmas=sigmas, flow_shift=flow_shift)
+
+    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+        takes = [name for name, sampler in SAMPLERS.items() if not list(sampler._sampler_obstacles(pipe))]
+        for found, _ in self._solver(self.sampler or "euler", self.sigmas, self.flow_shift).obstacles(pipe):
+            options = " or ".join(f'sampler="{name}"' for name in takes)
+            yield found, f"{type(pipe).__name__} takes {options}." if options else "Leave it out."
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[AttachedDistilled]:
+        self._refuse_further_denoisers(target)
+        sources = choose_sources(self.name, {"L": self.large, "S": self.small}, self.num_inference_steps, target)
+        weights = read_weights(self.name, sources, target)
+        solver = self._solver_for(weights)
+        pipe = target.pipeline
+        # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
+        scheduler, config = pipe.scheduler, pipe._internal_dict
+        with weights_on(weights, target, self.lora_scale):
+            try:
+                pipe.register_modules(scheduler=solver.build(scheduler))
+                yield AttachedDistilled(self, weights, target, pipe.scheduler)
+            finally:
+                pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
+
+    def _refuse_further_denoisers(self, target: AttachTarget) -> None:
+        further = sorted(target.trace.schedule.letters - {"L", "S"})
+        if further:
+            raise StackError(
+                f"{self.name!r} has few-step weights for L and S, and the schedule calls {', '.join(further)} too, "
+                "which would be sampled in steps that it was not made for. Use a schedule of L and S."
+            )
+
+    def _solver_for(self, weights: Mapping[str, DistilledWeights]) -> Solver:
+        """The sampler: what the options say, else what the weights say that they were made for."""
+        stated = [(of_one.file.source, of_one.file.sampling) for of_one in weights.values() if of_one.file.sampling]
+        for source, sampling in stated:
+            if sampling.get("num_inference_steps", self.num_inference_steps) != self.num_inference_steps:
+                raise StackError(
+                    f"{source!r} was distilled for {sampling['num_inference_steps']} steps, and {self.name!r} was "
+                    f"asked for {self.num_inference_steps}. Ask for {sampling['num_inference_steps']}."
+                )
+        keys = ("sigmas", "sampler")
+        first: dict[str, Any] = {key: stated[0][1].get(key) if stated else None for key in keys}
+        for source, sampling in stated[1:]:
+            for key in keys:
+                if sampling.get(key) != first[key]:
+                    raise StackError(
+                        f"{stated[0][0]!r} was made for {key}={first[key]} and {source!r} for "
+                        f"{key}={sampling.get(key)}, and both denoisers share one sampler. Use two that were distilled "
+                        "alike."
+                    )
+        sampler = self.sampler or first["sampler"] or "euler"
+        own_levels = self.sigmas is not None or self.flow_shift is not None
+        try:
+            sigmas = self.sigmas if own_levels or not first["sigmas"] else tuple(map(float, first["sigmas"]))
+            return self._solver(sampler, sigmas, self.flow_shift)
+        except (KeyError, ValueError, TypeError) as error:
+            raise StackError(
+                f"what {stated[0][0]!r} says of how it is sampled cannot be used: {error}. Give sigmas=... and "
+                "sampler=..."
+            ) from error
+
+
+class AttachedDistilled(AttachedSolver):
+    """Few-step sampling at work: its number of steps and its guidance in every call."""
+
+    def __init__(
+        self, adapter: Distilled, weights: Mapping[str, DistilledWeights], target: AttachTarget, scheduler: Any
+    ) -> None:
+        super().__init__(adapter.name, adapter.num_inference_steps, scheduler)
+        self._adapter = adapter
+        self._weights = weights
+        self._target = target
+
+    @hookimpl
+    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+        super().flowblend_configure_generation(pipeline, call_arguments)
+        set_guidance(self._adapter.name, pipeline, call_arguments, self._adapter.guidance_scale)
+        for of_one in self._weights.values():
+            of_one.check_in_use(self._target, self._adapter.name)
+        if hasattr(self._scheduler, "call_generator"):
+            self._scheduler.call_generator = call_arguments.get("generator")
+
+    @hookimpl
+    def flowblend_generation_finished(self) -> None:
+        if hasattr(self._scheduler, "call_generator"):
+            self._scheduler.call_generator = None

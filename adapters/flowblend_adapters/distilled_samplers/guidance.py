@@ -1,0 +1,98 @@
+"""Guidance off: for a whole call, or for one denoiser of a guided call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flowblend_plugins import StackError
+from flowblend_plugins.trace import Trace
+
+
+def guidance_argument(pipe: Any) -> str | None:
+    """The argument of a pipeline call that guides without a classifier; ``None`` where it has none."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
+
+
+def set_guidance(name: str, pipe: Any, call_arguments: dict[str, Any], scale: float) -> None:
+    """Give a call the guidance scale that adapter ``name`` needs.
+
+    Raises:
+        StackError: the call gives another.
+    """
+    argument = guidance_argument(pipe)
+    if argument is None:
+        return
+    for given in (argument, f"{argument}_2"):
+        asked = call_arguments.get(given)
+        if asked is not None and asked != scale and max(asked, scale) > 1.0:
+            raise StackError(
+                f"the call of {type(pipe).__name__} gives {given}={asked:g}, and {name!r} samples with {scale:g}"
+                f"{' (guidance off)' if scale <= 1.0 else ''}. Leave it out of the call, or leave out {name!r}."
+            )
+    call_arguments[argument] = scale
+
+
+def branch_order(pipe: Any) -> tuple[str, ...]:
+    """Guidance branches in the order in which a pipeline calls them, read off its source; empty where unknown."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):
+        return ()
+    return tuple(dict.fromkeys(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source)))
+
+
+class UnguidedDenoiser:
+    """Answers the unconditional branch of one denoiser with its conditional one, which turns guidance off for it.
+
+    Then ``uncond + scale * (cond - uncond)`` is cond to the last bit, and the second branch is not computed.
+
+    Args:
+        denoiser: the one without guidance.
+        trace: of the blend; says which branch a call is.
+    """
+
+    def __init__(self, denoiser: Any, trace: Trace) -> None:
+        self._denoiser = denoiser
+        self._trace = trace
+        self._cond: tuple[int, Any] | None = None
+        self._beneath: Any = None
+        self._ours: Any = None
+        self.num_spared = 0
+
+    def put_on(self) -> None:
+        """Before a generation: model offloading takes a denoiser's forward apart at the end of each."""
+        forward = self._denoiser.forward
+        self._beneath = vars(self._denoiser).get("forward")
+        self.num_spared, self._cond = 0, None
+
+        @functools.wraps(forward)
+        def unguided(*args: Any, **kwargs: Any) -> Any:
+            return self._answer(forward, args, kwargs)
+
+        self._ours = self._denoiser.forward = unguided
+
+    def take_off(self) -> None:
+        """After a generation; nothing is left where somebody else has put another forward in its place."""
+        if vars(self._denoiser).get("forward") is self._ours and self._ours is not None:
+            if self._beneath is None:
+                del self._denoiser.forward
+            else:
+                self._denoiser.forward = self._beneath
+        self._ours = self._beneath = self._cond = None
+
+    def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        step = self._trace.step
+        if step is None:
+            return forward(*args, **kwargs)
+        if step.branch == "uncond" and self._cond is not None and self._cond[0] == step.step_index:
+            self._trace.report_outcome("reuse")
+            self.num_spared += 1
+            return self._cond[1]
+        output = forward(*args, **kwargs)
+        self._cond = (step.step_index, output) if step.branch == "cond" else None
+        return output
