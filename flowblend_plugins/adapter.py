@@ -85,3 +85,13 @@ class Adapter(abc.ABC):
         """
         del target, steps
         return None
+
+
+def arguments_set_by(adapters: Iterable[Adapter]) -> dict[str, Any]:
+    """What of a pipeline call adapters set themselves: options that have the argument's own name, and a value."""
+    return {
+        name: value
+        for adapter in adapters
+        for name in ("num_inference_steps", "guidance_scale")
+        if (value := getattr(adapter, name, None)) is not None
+    }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowblend_plugins import Blend, enable
+from flowblend_plugins.adapter import arguments_set_by
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 
 from .cells import CellSpec
@@ -39,6 +40,7 @@ class Bench:
         prompts: what to show; video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
         steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
+        guidance_is_asked: likewise ``guidance_scale``.
         plugins: plugin objects beside the installed ones.
         tick: told what begins, before every generation.
     """
@@ -48,6 +50,7 @@ class Bench:
     call: Mapping[str, Any]
     seed: int = 0
     steps_are_asked: bool = False
+    guidance_is_asked: bool = False
     plugins: tuple[Any, ...] = ()
     tick: Callable[[str], None] = lambda what: None
 
@@ -95,13 +98,12 @@ class Bench:
         return np.concatenate(parts)
 
     def call_arguments(self, spec: CellSpec | None) -> dict[str, Any]:
-        """The call without prompts; a step count that an adapter sets is left to it."""
-        call = dict(self.call)
-        if spec is not None and spec.stack and not self.steps_are_asked:
-            adapters = make_adapters(make_plugin_manager(self.plugins), spec.stack)
-            if any(getattr(adapter, "num_inference_steps", None) for adapter in adapters):
-                call.pop("num_inference_steps", None)
-        return call
+        """The call without prompts; what an adapter sets is left to it."""
+        set_by_adapters: dict[str, Any] = {}
+        if spec is not None and spec.stack:
+            set_by_adapters = arguments_set_by(make_adapters(make_plugin_manager(self.plugins), spec.stack))
+        asked = {"num_inference_steps": self.steps_are_asked, "guidance_scale": self.guidance_is_asked}
+        return {name: value for name, value in self.call.items() if name not in set_by_adapters or asked[name]}
 
     def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> dict[str, Any]:
         generators = [torch.Generator("cpu").manual_seed(seed + number) for number in range(len(texts))]

@@ -146,6 +146,7 @@ def run(
         call=call,
         seed=seed,
         steps_are_asked=steps is not None,
+        guidance_is_asked=guidance_scale is not None,
     )
     budget = QualityBudget()
     results = Matrix(

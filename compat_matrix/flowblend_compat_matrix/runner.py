@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flowblend_plugins.adapter import arguments_set_by
 from flowblend_plugins.calibration.divergence import Divergence, shadowed
 from flowblend_plugins.errors import AdapterError, FlowBlendError, PairError, ScheduleError, StackError
 from flowblend_plugins.hookspecs import Metric
@@ -148,10 +149,7 @@ class MatrixRunner:
         before = judge_adapters(adapters, bench.pipe, setting)
         if before.composition is Composition.REFUSED:
             return before
-        call = bench.call_arguments(spec)
-        for adapter in adapters:
-            if steps := getattr(adapter, "num_inference_steps", None):
-                call["num_inference_steps"] = steps
+        call = bench.call_arguments(spec) | arguments_set_by(adapters)
         return judge_call(adapters, setting, bench.pipe, call)
 
     def _measure_running(self, spec: CellSpec, baseline: Baseline, result: CellResult) -> Videos:

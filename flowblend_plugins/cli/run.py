@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..adapter import Adapter
+from ..adapter import Adapter, arguments_set_by
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from ..presets import PairPreset
@@ -161,9 +161,8 @@ def _count_steps(steps: int | None, adapters: Sequence[Adapter], preset: PairPre
 
 def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the pipeline call: what was asked, over what the pair is meant to be called with."""
-    defaults = dict(opened.call_defaults)
-    if any(getattr(adapter, "num_inference_steps", None) for adapter in adapters):
-        defaults.pop("num_inference_steps", None)  # the adapter sets it
+    set_by_adapters = arguments_set_by(adapters)
+    defaults = {name: value for name, value in opened.call_defaults.items() if name not in set_by_adapters}
     given = {name: value for name, value in asked.items() if value is not None}
     arguments = defaults | given
     if "prompt" not in arguments:
