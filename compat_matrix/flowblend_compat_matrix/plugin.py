@@ -1,0 +1,62 @@
+"""What this package contributes, through the same door as a stranger's plugin. Importing it is cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flowblend_plugins import PairPreset, hookimpl
+from flowblend_plugins.hookspecs import Metric
+
+from .metrics import flicker, high_frequency_error, psnr_db, ssim
+
+_WEIGHTS = Path(__file__).parent / "reference" / "weights"
+_DISTILLED = _WEIGHTS.parent / "distilled"
+
+REFERENCE = PairPreset(
+    name="reference",
+    large=_WEIGHTS / "large",
+    small=_WEIGHTS / "small",
+    # As reference.CALL_DEFAULTS, which cannot be imported here: loading plugins must not load diffusers.
+    call_defaults={
+        "height": 64,
+        "width": 64,
+        "num_frames": 9,
+        "num_inference_steps": 20,
+        "guidance_scale": 8.0,
+        "max_sequence_length": 32,
+    },
+    source="Trained for this package (docs/reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN.",
+    example_prompts=(
+        "a red striped circle moving left over checkers",
+        "a dotted triangle standing still",
+        "a purple cross",
+    ),
+    distilled={f"{side}-{steps}": _DISTILLED / f"{side}-{steps}" for side in ("large", "small") for steps in (4, 8)},
+)
+
+
+def _flicker(video: Any, wanted: Any) -> float:
+    """Of the video alone; the report sets it beside large-only's."""
+    del wanted
+    return flicker(video)
+
+
+@hookimpl
+def flowblend_register_pairs() -> list[PairPreset]:
+    return [REFERENCE]
+
+
+@hookimpl
+def flowblend_register_metrics() -> Mapping[str, Metric]:
+    return {"psnr_db": psnr_db, "ssim": ssim, "high_frequency_error": high_frequency_error, "flicker": _flicker}
+
+
+@hookimpl
+def flowblend_register_commands(app: typer.Typer) -> None:
+    from .commands import matrix
+
+    app.add_typer(matrix, name="matrix")
