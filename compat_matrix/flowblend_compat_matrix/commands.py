@@ -130,7 +130,7 @@ def run(
     from .environment import describe_environment
     from .folder import FRAMES_PER_SECOND
     from .report.terminal import print_matrix
-    from .results import Matrix, RunRecord
+    from .results import Matrix, PairRecord, RunRecord
     from .runner import MatrixRunner
     from .session import ProgressBar, measure_matrix
     from .verdicts import QualityBudget
@@ -153,21 +153,31 @@ def run(
         environment=environment,
         run=RunRecord(
             command=shlex.join(["flowblend", *sys.argv[1:]]),
-            pair=preset.name if preset and small is None else f"{large or pair} + {small}",
-            pipeline=type(bench.pipe).__name__,
-            prompts=list(chosen.texts),
-            seeds=[seed + number for number in range(len(chosen.texts))],
-            call=call,
+            pairs=[
+                PairRecord(
+                    name=preset.name if preset and small is None else f"{large or pair} + {small}",
+                    pipeline=type(bench.pipe).__name__,
+                    makes="videos",
+                    prompts=list(chosen.texts),
+                    seeds=[seed + number for number in range(len(chosen.texts))],
+                    call=call,
+                    early=early if early is not None else preset.early if preset else DEFAULT_EARLY,
+                    late=late if late is not None else preset.late if preset else DEFAULT_LATE,
+                    judge=chosen.judge.description if chosen.judge else None,
+                    fps=FRAMES_PER_SECOND,
+                )
+            ],
+            schedules=[one.text for one in schedules],
+            stacks=[list(stack) for stack in stacks],
+            depth=0,
             num_repeats=repeats,
-            early=early if early is not None else preset.early if preset else DEFAULT_EARLY,
-            late=late if late is not None else preset.late if preset else DEFAULT_LATE,
-            judge=chosen.judge.description if chosen.judge else None,
             budget=asdict(budget),
             num_planned=len(cells),
-            fps=FRAMES_PER_SECOND,
+            executor="this process",
+            is_sharing=False,
         ),
     )
-    runner = MatrixRunner(bench, results.run.pair, metrics_by_name(manager), repeats, budget)
+    runner = MatrixRunner(bench, results.run.pairs[0].name, metrics_by_name(manager), repeats, budget)
     progress = ProgressBar(cells, repeats, chosen.num_batches, quiet=as_json)
     try:
         with progress.shown(bench):

@@ -45,8 +45,17 @@ class CellResult:
         is_identical_to_large: latents and videos equal large-only's, bit for bit.
         is_warm_equal: generation 2 equals generation 1.
         is_teardown_clean: large-only after ``disable()`` equals large-only before, bit for bit.
-        peak_memory_mb: of the device's allocator; ``null`` on a CPU.
-        videos: files of the first prompts, relative to the folder of the matrix.
+        peak_memory_mb: the most that was in use while the videos were made, of what ``peak_memory_of`` says.
+        peak_memory_of: ``"device"`` for the device's allocator, ``"process"`` for the worker's resident set, which
+            holds the weights of both denoisers and the libraries too.
+        videos: files of the first prompts, relative to the folder of the matrix; stills where the pair makes stills.
+        failure: of a broken cell, how it failed: ``"raised"``, ``"inexact"``, ``"crashed"``, ``"hung"`` or
+            ``"out_of_memory"``.
+        num_timed: generations that ``latency_ms`` is the median of.
+        num_forwards_run: denoiser forwards that were computed for it, one for each video of a batch; with its timing.
+        num_forwards_alone: what it would have taken with nothing shared: its own controls, and every step computed.
+        expectation: the reason given in ``expectations.toml`` where it foresaw this outcome.
+        seconds: what measuring it took.
     """
 
     id: str
@@ -85,25 +94,92 @@ class CellResult:
     is_warm_equal: bool | None = None
     is_teardown_clean: bool | None = None
     peak_memory_mb: float | None = None
+    peak_memory_of: str | None = None
     videos: list[str] = field(default_factory=list)
+    failure: str | None = None
+    num_timed: int = 0
+    num_forwards_run: int = 0
+    num_forwards_alone: int = 0
+    expectation: str | None = None
     seconds: float | None = None
 
 
 @dataclass(kw_only=True)
-class LargeOnly:
-    """The control of every cell: the large denoiser alone, without FlowBlending.
+class ControlResult:
+    """One denoiser alone, without FlowBlending: the large one is the control of every cell, the small one the floor.
 
-    ``linear_flops`` and ``full_flops`` are those of one generation; the rest is as in :class:`CellResult`.
+    ``linear_flops`` and ``full_flops`` are those of one generation; the rest is as in :class:`CellResult`, with
+    ``psnr_db`` and the other comparisons to large-only ``null`` for the large denoiser itself.
     """
 
     latency_ms: float | None = None
     linear_flops: int | None = None
     full_flops: int | None = None
     num_forwards: int | None = None
+    psnr_db: float | None = None
+    psnr_db_std: float | None = None
+    ssim: float | None = None
+    ssim_std: float | None = None
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     prompt_alignment: float | None = None
     frechet_distance: float | None = None
-    flicker: float | None = None
     videos: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class PairRecord:
+    """One pair of the run, what it was asked for, and its controls.
+
+    Attributes:
+        name: as cells name it; ``pipeline`` the class of its pipeline.
+        makes: ``"videos"`` or ``"stills"``; a still is a video of one frame to every metric.
+        prompts, seeds: video ``i`` shows prompt ``i`` from the noise of seed ``i``; the first ones are timed.
+        call: keyword arguments of every pipeline call.
+        early, late: fractions; ``boundary_steps`` the first step of the intermediate and of the late stage, from 0.
+        judge: who says prompt alignment and the Frechet distance; ``None`` where nobody can.
+        fps: of the videos; ``None`` of stills.
+        divergence: a row for every step and branch; see ``calibration.divergence.Divergence``.
+        large_only, small_only: either denoiser alone.
+    """
+
+    name: str
+    pipeline: str
+    makes: str
+    prompts: list[str]
+    seeds: list[int]
+    call: dict[str, Any]
+    early: float
+    late: float
+    boundary_steps: list[int] | None = None
+    judge: str | None = None
+    fps: float | None = None
+    divergence: list[dict[str, Any]] = field(default_factory=list)
+    large_only: ControlResult = field(default_factory=ControlResult)
+    small_only: ControlResult = field(default_factory=ControlResult)
+
+
+@dataclass(kw_only=True)
+class WorkRecord:
+    """What the run cost, and what it would have cost with nothing shared.
+
+    A forward is one denoiser call for one video: a call on a batch of eight is eight forwards.
+
+    Attributes:
+        num_forwards: computed in all, timing and controls included.
+        num_forwards_timed: those of them that were made for timing, which shares nothing.
+        num_forwards_without_sharing: had every cell run its own controls for its own seeds, and every step.
+        seconds: the whole run, by the clock.
+        seconds_in_workers: summed over the workers.
+        seconds_without_sharing: an estimate of ``seconds_in_workers``: the forwards that were saved, at what the
+            forwards for videos took.
+    """
+
+    num_forwards: int = 0
+    num_forwards_timed: int = 0
+    num_forwards_without_sharing: int = 0
+    seconds: float = 0.0
+    seconds_in_workers: float = 0.0
+    seconds_without_sharing: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -112,42 +188,41 @@ class RunRecord:
 
     Attributes:
         command: as typed.
-        pair: its name; ``pipeline`` its class.
-        prompts, seeds: video ``i`` shows prompt ``i`` from the noise of seed ``i``; the first ones are timed.
-        call: keyword arguments of every pipeline call.
+        pairs: each with its own prompts, call and controls.
+        schedules, stacks: what was crossed, as texts.
+        depth: adapters in the largest stack that was made up from the registered ones; 0 where none was.
         num_repeats: timed generations of each cell.
-        early, late: fractions; ``boundary_steps`` the first step of the intermediate and of the late stage, from 0.
-        judge: who says prompt alignment and the Frechet distance; ``None`` where nobody can.
         budget: bounds below which a cell is degraded.
-        fps: of the videos.
         num_planned: cells that were asked for; fewer are there when the run was interrupted.
+        executor: what ran the cells, in words, with the number of workers.
+        is_sharing: whether cells shared controls and common steps.
+        work: what it cost.
     """
 
     command: str
-    pair: str
-    pipeline: str
-    prompts: list[str]
-    seeds: list[int]
-    call: dict[str, Any]
+    pairs: list[PairRecord]
+    schedules: list[str]
+    stacks: list[list[str]]
+    depth: int
     num_repeats: int
-    early: float
-    late: float
-    boundary_steps: list[int] | None = None
-    judge: str | None
     budget: dict[str, float]
     num_planned: int
-    fps: float
-    large_only: LargeOnly = field(default_factory=LargeOnly)
+    executor: str
+    is_sharing: bool
+    work: WorkRecord = field(default_factory=WorkRecord)
 
 
 @dataclass(kw_only=True)
 class Matrix:
-    """A whole run. ``divergence`` has a row for every step and branch; see ``calibration.divergence.Divergence``."""
+    """A whole run."""
 
     environment: dict[str, Any]
     run: RunRecord
-    divergence: list[dict[str, Any]] = field(default_factory=list)
     cells: list[CellResult] = field(default_factory=list)
+
+    def pair(self, name: str) -> PairRecord:
+        """The record of a pair that cells name."""
+        return next(pair for pair in self.run.pairs if pair.name == name)
 
     @property
     def is_complete(self) -> bool:
@@ -172,17 +247,22 @@ class Matrix:
             )
         try:
             run = dict(value["run"])
-            run["large_only"] = LargeOnly(**run["large_only"])
+            run["pairs"] = [_read_pair(pair) for pair in run["pairs"]]
+            run["work"] = WorkRecord(**run["work"])
             return cls(
                 environment=dict(value["environment"]),
                 run=RunRecord(**run),
-                divergence=list(value["divergence"]),
                 cells=[CellResult(**cell) for cell in value["cells"]],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FlowBlendError(
                 f"these results are damaged: {type(error).__name__}: {error}. Run `flowblend matrix run` again."
             ) from error
+
+
+def _read_pair(value: dict[str, Any]) -> PairRecord:
+    controls = {name: ControlResult(**value[name]) for name in ("large_only", "small_only")}
+    return PairRecord(**(value | controls))
 
 
 def read_matrix(folder: Path) -> Matrix:

@@ -25,7 +25,7 @@ from .bench import Bench, Timed, Videos, forget_peak_memory, peak_memory_mb
 from .cells import CellSpec
 from .measurements import count_flops, describe_generation, describe_times, over_prompts
 from .metrics import flicker
-from .results import CellResult, LargeOnly
+from .results import CellResult, ControlResult
 from .verdicts import Observation, Observed, QualityBudget, observe
 
 _REFUSALS = (StackError, ScheduleError, PairError, AdapterError)
@@ -48,7 +48,7 @@ class Baseline:
     videos: Videos
     flops: GenerationFlops | None
     divergences: list[Divergence]
-    record: LargeOnly
+    record: ControlResult
 
 
 @dataclass
@@ -106,14 +106,14 @@ class MatrixRunner:
             )
         videos = bench.make_videos(None, "large-only, videos")
         judge = bench.prompts.judge
-        record = LargeOnly(
+        record = ControlResult(
             latency_ms=second.latency_ms,
             linear_flops=flops.linear if flops else None,
             full_flops=flops.full if flops else None,
             num_forwards=num_forwards,
             prompt_alignment=judge.alignment(videos) if judge else None,
             frechet_distance=judge.frechet_distance(videos) if judge else None,
-            flicker=flicker(videos) if videos.shape[1] >= 3 else None,
+            metrics={"flicker": {"mean": flicker(videos), "std": None}} if videos.shape[1] >= 3 else {},
         )
         return Baseline(first.latents, videos, flops, shadow.divergences, record)
 

@@ -44,9 +44,9 @@ def measure_matrix(
 
 
 def _describe_baseline(baseline: Baseline, matrix: Matrix) -> None:
-    run = matrix.run
+    run = matrix.run.pairs[0]
     run.large_only = baseline.record
-    matrix.divergence = [found._asdict() for found in baseline.divergences]
+    run.divergence = [found._asdict() for found in baseline.divergences]
     num_steps = len({found.step_index for found in baseline.divergences})
     stages = [one.stage for one in StageSchedule.named("LSL", run.early, run.late).assignments(num_steps)]
     run.boundary_steps = [

@@ -17,7 +17,7 @@ from flowblend_compat_matrix.report import render_report
 from flowblend_compat_matrix.report.charts import WIDTH, Marked, line_chart, pareto_front, scatter
 from flowblend_compat_matrix.report.headline import headline
 from flowblend_compat_matrix.report.terminal import print_matrix
-from flowblend_compat_matrix.results import CellResult, LargeOnly, Matrix, RunRecord
+from flowblend_compat_matrix.results import CellResult, ControlResult, Matrix, PairRecord, RunRecord
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.video import write_mp4
 
@@ -86,22 +86,30 @@ def refused(name: str) -> CellResult:
 
 
 def matrix(*cells: CellResult, **run: Any) -> Matrix:
-    record: dict[str, Any] = {
-        "command": "flowblend matrix run",
-        "pair": "tiny",
+    pair: dict[str, Any] = {
+        "name": "tiny",
         "pipeline": "WanPipeline",
+        "makes": "videos",
         "prompts": ["a red circle", "a circle"],
         "seeds": [0, 1],
         "call": {"num_inference_steps": 4, "guidance_scale": 5.0},
-        "num_repeats": 3,
         "early": 0.4,
         "late": 0.2,
         "boundary_steps": [2, 3],
         "judge": None,
+        "fps": 8.0,
+        "large_only": ControlResult(latency_ms=1000.0, linear_flops=10**9, full_flops=2 * 10**9, num_forwards=8),
+    }
+    record: dict[str, Any] = {
+        "command": "flowblend matrix run",
+        "schedules": list(dict.fromkeys(one.schedule for one in cells)),
+        "stacks": [],
+        "depth": 0,
+        "num_repeats": 3,
         "budget": BUDGET,
         "num_planned": len(cells),
-        "fps": 8.0,
-        "large_only": LargeOnly(latency_ms=1000.0, linear_flops=10**9, full_flops=2 * 10**9, num_forwards=8),
+        "executor": "1 worker process",
+        "is_sharing": True,
     }
     divergence = [
         {"step_index": i, "sigma": 1 - i / 4, "branch": branch, "cosine": 0.9 + i / 100, "relative_l2": 0.3 - i / 100}
@@ -109,7 +117,11 @@ def matrix(*cells: CellResult, **run: Any) -> Matrix:
         for branch in ("cond", "uncond", "guided")
     ]
     environment = {"date": "2026-01-02T03:04:05+00:00", "device": "a CPU", "num_threads": 1, "load_average": 0.5}
-    return Matrix(environment=environment, run=RunRecord(**(record | run)), divergence=divergence, cells=list(cells))
+    asked = {name: value for name, value in run.items() if name not in record}
+    record |= {name: value for name, value in run.items() if name in record}
+    pair |= {"name" if name == "pair" else name: value for name, value in asked.items()}
+    record["pairs"] = [PairRecord(**pair, divergence=divergence)]
+    return Matrix(environment=environment, run=RunRecord(**record), cells=list(cells))
 
 
 def test_what_comes_from_outside_stays_text(tmp_path: Path) -> None:
@@ -129,7 +141,7 @@ def test_what_comes_from_outside_stays_text(tmp_path: Path) -> None:
         hostile, prompts=[ATTACK], command=ATTACK, pair=ATTACK, pipeline=ATTACK, judge=ATTACK, call={ATTACK: ATTACK}
     )
     results.environment[ATTACK] = ATTACK
-    results.divergence[0]["branch"] = ATTACK
+    results.run.pairs[0].divergence[0]["branch"] = ATTACK
     page = Page(render_report(results, tmp_path))
     assert len(page.of("script")) == 1
     assert not page.of("img")
@@ -195,7 +207,7 @@ def test_every_state_of_a_cell_has_a_page(tmp_path: Path, capsys: pytest.Capture
 
 def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     results = matrix(refused("LSL + a"))
-    results.divergence = []
+    results.run.pairs[0].divergence = []
     page = Page(render_report(results, tmp_path))
     assert not page.of("svg")
     assert "Nothing here could be compared" in page.text

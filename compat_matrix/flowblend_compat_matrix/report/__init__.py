@@ -43,6 +43,7 @@ def render_report(matrix: Matrix, folder: Path) -> str:
     return environment.get_template("report.html.jinja").render(
         matrix=matrix,
         run=matrix.run,
+        pair=matrix.run.pairs[0],
         view=make_view(matrix),
         script=script,
         script_hash=f"sha256-{digest}",

@@ -30,17 +30,20 @@ def caveats(matrix: Matrix) -> list[str]:
         "differs scores low. High-frequency error compares the strength of fine detail, place by place; flicker is of "
         "the video alone.",
     ]
-    if len(run.prompts) > 1:
-        said.append(f"Figures are means over {len(run.prompts)} prompts, ± is the standard deviation over them.")
+    if len(run.pairs[0].prompts) > 1:
+        said.append(
+            f"Figures are means over {len(run.pairs[0].prompts)} prompts, ± is the standard deviation over them."
+        )
     else:
         said.append("Figures are of a single prompt and seed.")
-    if run.judge:
+    if run.pairs[0].judge:
         said.append(
-            f"Prompt alignment and Frechet distance come from the {run.judge}. With few videos the Frechet distance is "
-            "biased upwards, so compare it within this report only; one wrong attribute moves alignment visibly."
+            f"Prompt alignment and Frechet distance come from the {run.pairs[0].judge}. With few videos the Frechet "
+            "distance is biased upwards, so compare it within this report only; one wrong attribute moves alignment "
+            "visibly."
         )
     said.append(_budget(matrix))
-    if run.pair == "reference":
+    if run.pairs[0].name == "reference":
         said.append(_REFERENCE)
     return said
 
@@ -48,7 +51,7 @@ def caveats(matrix: Matrix) -> list[str]:
 def _budget(matrix: Matrix) -> str:
     budget = matrix.run.budget
     bounds = f"PSNR {budget['min_psnr_db']:g} dB, SSIM {budget['min_ssim']:g}"
-    if matrix.run.judge:
+    if matrix.run.pairs[0].judge:
         bounds += f", {budget['min_alignment_kept']:.0%} of large-only’s prompt alignment"
     return (
         f"“Degraded” means below the budget: {bounds}. The budget lies between the published WAN clips of FlowBlending "

@@ -88,7 +88,7 @@ def make_view(matrix: Matrix) -> View:
         cards=[cell for cell in cells if cell.result.id in with_card],
         folded=[cell for cell in cells if cell.result.id not in with_card],
         columns=columns,
-        prompts=matrix.run.prompts[:num_shown],
+        prompts=matrix.run.pairs[0].prompts[:num_shown],
         scatter=_scatter(matrix),
         divergence=_divergence(matrix),
         metric_names=sorted({name for cell in matrix.cells for name in cell.metrics}),
@@ -118,8 +118,8 @@ def _outcome(row: dict[str, Any]) -> str:
 
 def _columns(matrix: Matrix) -> list[Column]:
     columns = []
-    if matrix.run.large_only.videos:
-        columns.append(Column("large only", "the reference", matrix.run.large_only.videos))
+    if matrix.run.pairs[0].large_only.videos:
+        columns.append(Column("large only", "the reference", matrix.run.pairs[0].large_only.videos))
     for cell in worth_watching(matrix):
         if cell.videos:
             note = "equals large-only" if cell.is_identical_to_large else f"{figure(cell.psnr_db, 1)} dB"
@@ -143,17 +143,21 @@ def _scatter(matrix: Matrix) -> Scatter | None:
 
 
 def _divergence(matrix: Matrix) -> list[LineChart]:
-    if not matrix.divergence:
+    if not matrix.run.pairs[0].divergence:
         return []
-    branches = dict.fromkeys(row["branch"] for row in matrix.divergence)
-    boundaries = matrix.run.boundary_steps or []
+    branches = dict.fromkeys(row["branch"] for row in matrix.run.pairs[0].divergence)
+    boundaries = matrix.run.pairs[0].boundary_steps or []
 
     def chart(quantity: str, title: str, label: str) -> LineChart:
         curves = [
             (
                 _BRANCHES.get(branch, branch or "velocity"),
                 branch if branch in _BRANCHES else "cond",
-                [(row["step_index"], row[quantity]) for row in matrix.divergence if row["branch"] == branch],
+                [
+                    (row["step_index"], row[quantity])
+                    for row in matrix.run.pairs[0].divergence
+                    if row["branch"] == branch
+                ],
             )
             for branch in branches
         ]

@@ -1,0 +1,133 @@
+"""What an executor is given to do, and what comes back from a worker: values that can be pickled, nothing loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .cells import CellSpec
+from .results import CellResult, PairRecord
+from .verdicts import QualityBudget
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOrder:
+    """How a worker loads a pair, and what it calls the pipeline with.
+
+    Attributes:
+        name: as results name it.
+        preset: name of the registered pair; ``None`` where ``large`` and ``small`` replace it.
+        large, small: hub ids or folders that override the preset's.
+        prompts: what to show; ``None`` for ``num_prompts`` of the pair's own, judged where the pair has a judge.
+        seed: video ``i`` starts from the noise of ``seed + i``.
+        call: keyword arguments of the pipeline call.
+        steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
+        guidance_is_asked: likewise ``guidance_scale``.
+        early, late: stage boundaries of schedules by name, for the record; the schedules of the cells carry their own.
+    """
+
+    name: str
+    preset: str | None
+    large: str | None = None
+    small: str | None = None
+    prompts: tuple[str, ...] | None = None
+    num_prompts: int = 1
+    seed: int = 0
+    call: Mapping[str, Any] = field(default_factory=dict)
+    steps_are_asked: bool = False
+    guidance_is_asked: bool = False
+    early: float
+    late: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What holds for every cell of a run.
+
+    Attributes:
+        pairs: what cells name.
+        num_repeats: timed generations of each cell and of each of its controls.
+        budget: below it a cell is degraded.
+        is_sharing: controls are run once and common steps are not computed again; ``False`` is the control of that.
+        num_threads: of torch in each worker; ``None`` leaves it alone.
+        cell_timeout_s: a cell that takes longer is given up; ``None`` waits for ever.
+        memory_limit_mb: address space of a worker beyond what it has when its pairs are loaded; ``None`` sets none.
+        plugins: plugin objects beside the installed ones, as ``"module:attribute"`` of a class to be called.
+    """
+
+    pairs: tuple[PairOrder, ...]
+    num_repeats: int
+    budget: QualityBudget = field(default_factory=QualityBudget)
+    is_sharing: bool = True
+    num_threads: int | None = None
+    cell_timeout_s: float | None = None
+    memory_limit_mb: int | None = None
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells of one pair and one stack, one for each schedule: they share controls and steps, so one worker has them.
+
+    Whoever hands out batches may split one with :meth:`without` when a worker was lost over one of its cells; results
+    do not depend on how cells are divided, except for how often work is repeated.
+    """
+
+    pair: str
+    cells: tuple[CellSpec, ...]
+
+    def without(self, ids: Collection[str]) -> Batch | None:
+        """The cells that are left; ``None`` if none is."""
+        left = tuple(cell for cell in self.cells if cell.id not in ids)
+        return dataclasses.replace(self, cells=left) if left else None
+
+
+@dataclass(frozen=True)
+class Began:
+    """A worker begins something; when it is lost, ``cell`` is the one to blame (``None``: the pair's controls)."""
+
+    pair: str
+    cell: str | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished cell.
+
+    Attributes:
+        result: with every figure; its ``videos`` name the files below.
+        files: relative path to content, to be written into the folder of the run.
+        pair: the record of the pair and its controls, with the first cell that a worker finishes of it.
+        num_control_forwards: denoiser forwards that the worker made for that record.
+    """
+
+    result: CellResult
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    pair: PairRecord | None = None
+    num_control_forwards: int = 0
+
+
+Message = Began | Outcome
+
+
+def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
+    """The outcome of a cell whose worker was lost over it.
+
+    Args:
+        pair: its pair's name.
+        cell: the cell.
+        failure: ``"crashed"``, ``"hung"`` or ``"out_of_memory"``.
+        reason: one sentence.
+    """
+    result = CellResult(id=cell.id, pair=pair, schedule=cell.schedule.text, adapters=list(cell.stack))
+    result.observed, result.failure, result.reasons = "broken", failure, [reason]
+    return Outcome(result)
+
+
+def order_batches(pair: str, cells: Sequence[CellSpec]) -> list[Batch]:
+    """The cells of a pair as batches, in the order of their stacks."""
+    stacks = dict.fromkeys(cell.stack for cell in cells)
+    return [Batch(pair, tuple(cell for cell in cells if cell.stack == stack)) for stack in stacks]
