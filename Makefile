@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check bench matrix train-reference behaviour-card clean
+.PHONY: help install demo test check bench matrix paper-table train-reference behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -33,6 +33,9 @@ bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call an
 
 matrix: $(INSTALLED)  ## every feature cache on every schedule: a report in out/matrix (about ten minutes)
 	$(BIN)/flowblend matrix run --family feature_caching --out out/matrix
+
+paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)
+	$(BIN)/python -m flowblend_compat_matrix.paper_table
 
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_compat_matrix.reference.train --out out/train-reference

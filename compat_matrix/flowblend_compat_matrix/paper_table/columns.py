@@ -1,0 +1,67 @@
+"""What the table compares: settings across, stage schedules down, and the paper's published FLOPs for the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE, StageSchedule
+
+from ..cells import CellSpec
+
+CONTROL = "LLL"
+"""The row that every other one of its column is held against."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One setting of the sampler, under every schedule.
+
+    Attributes:
+        name: as the table says it.
+        stack: the adapters that make it.
+        control: the adapters of its large-only control, where the large denoiser alone is sampled otherwise.
+        published: the paper's total TFLOPs by schedule, where it gives them.
+        published_setting: what these are of.
+        small_letter: what the paper calls the small denoiser of this setting: S, or D where it is distilled.
+    """
+
+    name: str
+    stack: tuple[str, ...]
+    control: tuple[str, ...] | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
+    published_setting: str = ""
+    small_letter: str = "S"
+
+    def spec(self, schedule: str) -> CellSpec:
+        """The cell of one row, at the paper's boundaries for WAN 2.1."""
+        stack = self.control if schedule == CONTROL and self.control is not None else self.stack
+        return CellSpec(StageSchedule.named(schedule, DEFAULT_EARLY, DEFAULT_LATE), stack)
+
+
+COLUMNS = (
+    Column(
+        "50 UniPC",
+        ("unipc(num_inference_steps=50)",),
+        published={"SSS": 3129, "LSS": 13858, "LSL": 19222, "SLL": 24586, "LLL": 29950},
+        published_setting=(
+            "WAN 2.1 14B/1.3B, 50 steps, L on 1-20 and 41-50 under LSL. SLL's total is that of S on 10 steps, not 20"
+        ),
+    ),
+    Column(
+        "20 DPM++ 2M",
+        ("dpmpp_2m(num_inference_steps=20)",),
+        published={"LLL": 1748, "LSL": 928, "SSS": 257},
+        published_setting="LTX-Video 13B/2B, 20 steps of DPM++, L on half of them under LSL",
+    ),
+    Column("8 distilled", ("distilled(num_inference_steps=8)",)),
+    Column(
+        "20 UniPC, S distilled",
+        ("unipc(num_inference_steps=20)", "distilled_small"),
+        control=("unipc(num_inference_steps=20)",),
+        published={"LLL": 3496, "LSL": 1774, "SSS": 51},
+        published_setting="LTX-Video 13B and distilled 2B, L on 20 of 40 steps under LDL, DDD 8 forwards without guidance",
+        small_letter="D",
+    ),
+)
+"""The first is the baseline of the whole table."""
