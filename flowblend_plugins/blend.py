@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_
 from .pair import check_blendable, load_denoiser
 from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .presets import pair_of
+from .replay import Recording, Tape
 from .router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .stack import judge_adapters, judge_call, setting_of, timestep_arguments
@@ -152,6 +153,51 @@ class Blend:
             for index, (letter, stage) in enumerate(assignments)
         ]
         return steps, [adapter.plan(self._target, steps) for adapter in self.adapters]
+
+    @contextlib.contextmanager
+    def recorded(self, replay: Sequence[Recording] = ()) -> Iterator[Recording]:
+        """Record the next pipeline call, answering from earlier recordings what it shares with them.
+
+        The result is bit for bit that of the whole run; only the denoiser calls of the shared stages are not made. See
+        :mod:`flowblend_plugins.replay` for what is shared, and never time a call in here.
+
+        Args:
+            replay: recordings of the same pipeline call (prompt, seed, steps) with the same denoisers and adapters on
+                other schedules.
+
+        Raises:
+            RoutingError: a recording is of something else; or what a denoiser answers here depends on more than its
+                stage (a ``flowblend_route`` hook, ``reentry="keep"``, an adapter whose state spans stages).
+        """
+        self._refuse_to_replay_what_depends_on_the_past()
+        for source in replay:
+            if not source.is_complete:
+                raise RoutingError("this recording is of a generation that did not come to its end. Record it again.")
+            if source.adapters != self.adapters:
+                raise RoutingError("this recording was made with other adapters, so it answers nothing here.")
+            answered = {call.step.denoiser for call in source.calls}
+            if any(source.denoisers[letter] is not self.denoisers.get(letter) for letter in answered):
+                raise RoutingError("this recording was made with other denoisers, so it answers nothing here.")
+        recording = Recording(self.adapters, dict(self.denoisers))
+        if self._router.tape is not None:
+            raise RoutingError("a recording is under way already. Leave its `with` block first.")
+        self._router.tape = Tape(recording, replay)
+        try:
+            yield recording
+        finally:
+            self._router.tape = None
+
+    def _refuse_to_replay_what_depends_on_the_past(self) -> None:
+        spanning = [adapter.name for adapter in self.adapters if adapter.traits.spans_stages]
+        if spanning:
+            cause = f"{', '.join(spanning)} carries state from one stage into the next"
+        elif self._setting.reentry != "recompute":
+            cause = f"reentry={self._setting.reentry!r} carries cached state from one stage into the next"
+        elif self.plugin_manager.hook.flowblend_route.get_hookimpls():
+            cause = "a flowblend_route hook decides who answers, so it is not known before the call"
+        else:
+            return
+        raise RoutingError(f"this cannot be recorded and replayed: {cause}. Run it whole.")
 
     def disable(self) -> None:
         """Take everything off: the pipeline is byte for byte what it was before :func:`enable`.

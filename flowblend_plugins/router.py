@@ -18,9 +18,10 @@ from torch import nn
 
 from .clock import Clock
 from .errors import PluginError, RoutingError
+from .replay import RecordedCall, Tape, checksum, copied
 from .schedule import Assignment, StageSchedule
 from .step import StepContext
-from .trace import Trace
+from .trace import CallRecord, Trace
 from .traits import REENTRY_POLICIES
 
 
@@ -58,6 +59,7 @@ class ModelRouter:
         self.schedule = schedule
         self.reentry = reentry
         self.trace = trace
+        self.tape: Tape | None = None
         self._pipeline = pipeline
         self._hosts = hosts
         self._hooks = hooks
@@ -88,6 +90,8 @@ class ModelRouter:
                 "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
                 "the first call to end, or give each thread a pipeline of its own."
             )
+        if self.tape is not None:
+            self.tape.start()
         self._thread = self._routed_thread = threading.get_ident()
         self._start_pass()
         error: BaseException | None = None
@@ -98,6 +102,8 @@ class ModelRouter:
             called = self._hooks.flowblend_denoiser_called
             self._called = called if called.get_hookimpls() else None
             yield
+            if self.tape is not None:
+                self.tape.recording.is_complete = True
         except BaseException as raised:
             error = raised
             for letter in self.denoisers:
@@ -152,11 +158,36 @@ class ModelRouter:
             decision = self._decide(None, None, timestep)
         step, denoiser, call = decision
         started = self.trace.start(step)
-        output = call(denoiser, *args, **kwargs)
-        record = self.trace.record(step, started, args, kwargs)
+        if self.tape is None:
+            output = call(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
+        else:
+            output, record = self._call_on_tape(self.tape, decision, started, args, kwargs)
         if self._called is not None:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
+
+    def _call_on_tape(
+        self, tape: Tape, decision: _Decision, started: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, CallRecord]:
+        step, denoiser, call = decision
+        if not tape.recording.calls:
+            clock, scheduler = self._clock, self._pipeline.scheduler
+            lists = (tuple(clock.timesteps), None if clock.sigmas is None else tuple(clock.sigmas))
+            sampler = (type(scheduler).__name__, dict(scheduler.config), *lists)
+            tape.begin(tuple(one.denoiser for one in self._assignments), sampler)
+        inputs = checksum((args, kwargs))
+        found = tape.answer(step, inputs)
+        if found is not None:
+            self.trace.report_outcome(found.outcome, found.skipped)
+            output = copied(found.output)
+            record = self.trace.record(step, started, args, kwargs)
+            tape.keep(found._replace(step=step))
+        else:
+            output = call(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
+            tape.keep(RecordedCall(step, inputs, copied(output), record.outcome, record.skipped))
+        return output, record
 
     def cache_context(self, host: nn.Module, name: str, kwargs: dict[str, Any]) -> Any:
         """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""

@@ -36,6 +36,8 @@ class AdapterTraits:
         carries_step_state: it keeps tensors of a denoiser from one step to the next, which go stale while another
             denoiser answers.
         needs_uninterrupted_steps: it is wrong when a denoiser misses steps, reset or not.
+        spans_stages: what it answers in a stage depends on calls of an earlier stage, also with
+            ``reentry="recompute"``, so that a stage cannot be replayed from a recording.
         tells_branches_apart: its state is kept for each guidance branch.
         min_useful_steps: with fewer steps in a generation than this it changes nothing (its warm-up takes them all).
         wraps: what of a denoiser it takes over: ``"blocks"``, ``"forward"``, ``"attention"``, ``"weights"``, ``None``.
@@ -51,6 +53,7 @@ class AdapterTraits:
     takes_few_steps: bool = False
     carries_step_state: bool = False
     needs_uninterrupted_steps: bool = False
+    spans_stages: bool = False
     tells_branches_apart: bool = True
     min_useful_steps: int = 0
     wraps: str | None = None
