@@ -19,6 +19,12 @@ _NEUTRAL = {
     "timestep_type": "discrete",
 }
 
+# What the denoiser was trained on. The defaults of these differ from class to class, so they are handed on even where
+# the old scheduler has its own; of all else diffusers hands on what was said, and the new class fills in the rest.
+_TRAINED_ON = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
+)
+
 # How a sampler places its steps and solves between them: its own business, of no meaning to a sampler of another class,
 # though many classes have an argument of the same name.
 _OF_ONE_CLASS = frozenset(
@@ -59,11 +65,13 @@ def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
     """Of a scheduler's config, what a scheduler of ``new_class`` is built with."""
     takes = inspect.signature(new_class.__init__).parameters
     same_class = type(scheduler).__name__ == new_class.__name__
-    return {
+    kept = {
         key: value
         for key, value in scheduler.config.items()
         if key.startswith("_") or (key in takes and (same_class or key not in _OF_ONE_CLASS))
     }
+    left_at_default = scheduler.config.get("_use_default_values", ())
+    return kept | {"_use_default_values": [key for key in left_at_default if key not in _TRAINED_ON]}
 
 
 def lost_noise_schedule(scheduler: Any, new_class: Any) -> list[str]:

@@ -60,7 +60,7 @@ COLUMNS = (
         ("unipc(num_inference_steps=20)", "distilled_small"),
         control=("unipc(num_inference_steps=20)",),
         published={"LLL": 3496, "LSL": 1774, "SSS": 51},
-        published_setting="LTX-Video 13B and distilled 2B, L on 20 of 40 steps under LDL, DDD 8 forwards without guidance",
+        published_setting="LTX-Video 13B and distilled 2B, L on 20 of 40 steps under LDL, DDD 8 calls without guidance",
         small_letter="D",
     ),
 )

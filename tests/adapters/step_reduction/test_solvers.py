@@ -1,17 +1,18 @@
-"""The solver adapters against diffusers used by hand: schedulers built here from nothing, not from a config."""
+"""The solver adapters against diffusers used by hand, and what they refuse before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -19,95 +20,72 @@ import flowblend_plugins as fb
 from flowblend_adapters.step_reduction.unipc import UniPC
 from flowblend_plugins.stack import timestep_arguments
 from flowblend_plugins.testing import (
-    AdapterContract,
     generate,
-    tiny_ltx_denoiser,
     tiny_ltx_pipeline,
-    tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from tests.adapters.step_reduction.solvers_by_hand import EPSILON, FLOW, drawing_from
+from tests.exactness.oracles import swapped
+from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION
+
+WAN = FAMILIES["wan"]
+OTHERS = ("unipc", "flow_euler", "dpmpp_2m", "flow_heun")
 
 
-def unipc(shift: float) -> Any:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-
-
-def flow_euler(shift: float) -> Any:
-    return FlowMatchEulerDiscreteScheduler(shift=shift)
-
-
-def dpmpp_2m(shift: float) -> Any:
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-
-
-NO_STEPS = MappingProxyType({"num_inference_steps": None})
-
-
-class SolverContract(AdapterContract):
-    call = NO_STEPS
-    make_scheduler: Callable[[float], Any]
-
-    def by_hand(self, pipe: Any) -> torch.Tensor:
-        pipe.scheduler = type(self).make_scheduler(5.0)
-        return generate(pipe, num_inference_steps=6)
-
-
-class TestUniPC(SolverContract):
-    spec = "unipc(num_inference_steps=6, flow_shift=5.0)"
-    wrong_specs = ("unipc(num_inference_steps=0)", "unipc(num_inference_steps=2.5)", "unipc(order=3)")
-    make_scheduler = staticmethod(unipc)
-
-
-class TestFlowEuler(SolverContract):
-    spec = "flow_euler(num_inference_steps=6, flow_shift=5.0)"
-    wrong_specs = ("flow_euler(flow_shift=0)", "flow_euler(flow_shift='3')", "flow_euler(num_inference_steps=True)")
-    make_scheduler = staticmethod(flow_euler)
-
-
-class TestDPMpp2M(SolverContract):
-    spec = "dpmpp_2m(num_inference_steps=6, flow_shift=5.0)"
-    wrong_specs = ("dpmpp_2m(flow_shift=-1.0)", "dpmpp_2m(flow_shift=1e999)", "dpmpp_2m(shift=3.0)")
-    make_scheduler = staticmethod(dpmpp_2m)
-
-
-class TestUniPCOnLTX(AdapterContract):
-    spec = "unipc(num_inference_steps=6)"
-    wrong_specs = ("unipc(steps=6)",)
-    call = NO_STEPS
-    make_pipeline = staticmethod(tiny_ltx_pipeline)
-    make_small = staticmethod(tiny_ltx_denoiser)
-
-    def by_hand(self, pipe: Any) -> torch.Tensor:
-        pipe.scheduler = UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True
-        )
-        return generate(pipe, num_inference_steps=6)
-
-
-SOLVERS = {"unipc": unipc, "flow_euler": flow_euler, "dpmpp_2m": dpmpp_2m}
-
-
-@pytest.mark.parametrize("new", SOLVERS)
-@pytest.mark.parametrize("old", SOLVERS)
+@pytest.mark.parametrize("new", FLOW)
+@pytest.mark.parametrize("old", OTHERS)
 def test_every_solver_after_every_other_keeps_the_shift(old: str, new: str) -> None:
     """With no options, the pipeline's own shift is kept, whatever its scheduler calls it."""
     by_hand, blended = tiny_wan_pipeline(), tiny_wan_pipeline()
-    by_hand.scheduler, blended.scheduler = SOLVERS[new](4.0), SOLVERS[old](4.0)
+    generator = torch.Generator().manual_seed(0)
+    by_hand.scheduler, blended.scheduler = drawing_from(FLOW[new](4.0), generator), FLOW[old](4.0)
     with fb.enable(blended, schedule="LLL", adapters=[new]):
-        assert torch.equal(generate(blended, 5), generate(by_hand, 5))
+        assert torch.equal(generate(blended, 3), generate(by_hand, 3, generator=generator))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_under_lsl_a_solver_equals_a_pipeline_that_had_it_all_along(solver: str) -> None:
-    by_hand, blended = tiny_wan_pipeline(), tiny_wan_pipeline()
-    by_hand.scheduler = SOLVERS[solver](3.0)
-    with (
-        fb.enable(by_hand, tiny_wan_denoiser(), "LSL"),
-        fb.enable(blended, tiny_wan_denoiser(), "LSL", adapters=[solver]),
-    ):
-        expected = generate(by_hand, 10)
-        assert torch.equal(generate(blended, 10), expected)
-    assert not torch.equal(generate(blended, 10), expected)
+@pytest.mark.parametrize("solver", FLOW)
+def test_under_lsl_a_solver_equals_denoisers_swapped_by_hand(solver: str) -> None:
+    """Heun's 5 steps are 9 timesteps, over which the fractions are counted."""
+    letters = "LLLLSSSLL" if solver == "flow_heun" else "LLSSL"
+    by_hand, blended, generator = WAN.pipe(), WAN.pipe(), torch.Generator().manual_seed(0)
+    by_hand.scheduler = drawing_from(FLOW[solver](3.0), generator)
+    denoisers = {"L": by_hand.transformer, "S": WAN.make_small()}
+    expected = swapped(WAN, by_hand, denoisers, letters, num_inference_steps=5, generator=generator)
+    with fb.enable(blended, WAN.make_small(), "LSL", adapters=[solver]) as blend:
+        assert torch.equal(WAN.run(blended, 5), expected)
+        assert "".join(call.step.denoiser for call in blend.trace.last.calls[::2]) == letters
+        assert [step.denoiser for step in blend.plan(5)[0]] == list(letters)
+    assert not torch.equal(WAN.run(blended, 5), expected)
+
+
+@pytest.mark.parametrize("solver", EPSILON)
+def test_on_a_unet_that_predicts_noise(solver: str) -> None:
+    """No flow sigmas, the betas of the pipeline's own scheduler, its spacing; and the switch where it belongs."""
+    family = STABLE_DIFFUSION
+    by_hand, blended = family.pipe(), family.pipe()
+    blended.scheduler = DDIMScheduler(clip_sample=False, steps_offset=1, timestep_spacing="leading")
+    by_hand.scheduler = EPSILON[solver]()
+    denoisers = {"L": by_hand.unet, "S": family.make_small()}
+    expected = swapped(family, by_hand, denoisers, "LLSSL", num_inference_steps=5)
+    with fb.enable(blended, family.make_small(), "LSL", adapters=[solver]):
+        assert not blended.scheduler.config.get("use_flow_sigmas")
+        assert torch.equal(family.run(blended, 5), expected)
+
+
+def test_betas_that_a_scheduler_has_by_default_are_handed_on() -> None:
+    """HeunDiscrete's defaults are Stable Diffusion's betas, UniPC's are others."""
+    pipe = STABLE_DIFFUSION.pipe()
+    pipe.scheduler = HeunDiscreteScheduler()
+    with fb.enable(pipe, schedule="LLL", adapters=["unipc"]):
+        assert torch.equal(pipe.scheduler.betas, HeunDiscreteScheduler().betas)
+    assert not torch.equal(UniPCMultistepScheduler().betas, HeunDiscreteScheduler().betas)
+
+
+@pytest.mark.parametrize("name", ["flow_euler", "flow_heun"])
+def test_a_unet_that_predicts_noise_refuses_flow_solvers_and_names_what_it_takes(name: str) -> None:
+    message = refusal(STABLE_DIFFUSION.pipe(), name)
+    assert "for flow-matching denoisers" in message
+    assert "'deis', 'dpmpp_2m', 'dpmpp_3m', 'dpmpp_single', 'sa_solver', 'unipc'" in message
 
 
 def test_the_scheduler_object_comes_back_and_the_config_names_the_new_one_meanwhile() -> None:
@@ -186,19 +164,44 @@ def refusal(pipe: Any, *adapters: str) -> str:
 def test_ltx_refuses_dpmpp_2m_before_anything_runs_and_names_what_it_takes() -> None:
     message = refusal(tiny_ltx_pipeline(), "dpmpp_2m")
     assert "LTXPipeline hands its sampler sigmas, which DPMSolverMultistepScheduler does not take" in message
-    assert "'flow_euler', 'unipc'" in message
+    assert "Solvers that LTXPipeline takes: 'flow_euler', 'unipc'." in message
 
 
 def test_ltx_really_cannot_take_what_is_refused_and_can_take_the_rest() -> None:
     """The oracle: diffusers itself, asked by running it."""
-    for name, make in SOLVERS.items():
+    for name, make in FLOW.items():
         pipe = tiny_ltx_pipeline()
         pipe.scheduler = make(1.0)
-        if name == "dpmpp_2m":
+        if name in ("unipc", "flow_euler"):
+            generate(pipe, 2)
+        else:
+            assert "hands its sampler" in refusal(tiny_ltx_pipeline(), name)
             with pytest.raises(ValueError, match="does not support custom"):
                 generate(pipe, 2)
-        else:
-            generate(pipe, 2)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "flow_heun", "sa_solver"])
+def test_a_list_of_sigmas_is_refused_where_the_sampler_takes_none(name: str) -> None:
+    message = refusal(tiny_wan_pipeline(), f"{name}(sigmas=(0.9, 0.5))")
+    assert "takes no list of noise levels" in message
+    assert "Solvers that take one on WanPipeline: 'flow_euler', 'unipc'." in message
+
+
+def test_a_list_of_sigmas_is_refused_on_a_denoiser_that_is_no_flow() -> None:
+    assert "no flow-matching one" in refusal(STABLE_DIFFUSION.pipe(), "unipc(sigmas=(0.9, 0.5))")
+
+
+def test_timesteps_selected_on_another_denoiser_are_refused() -> None:
+    message = refusal(tiny_wan_pipeline(), "unipc(timesteps='reference', num_inference_steps=8)")
+    assert "selected on another denoiser" in message
+    assert "attention_head_dim=" in message
+
+
+def test_the_settings_of_another_solver_are_not_inherited() -> None:
+    pipe = tiny_wan_pipeline()
+    pipe.scheduler = FLOW["dpmpp_3m"](3.0)
+    with fb.enable(pipe, schedule="LLL", adapters=["unipc"]):
+        assert (pipe.scheduler.config.solver_order, pipe.scheduler.config.solver_type) == (2, "bh2")
 
 
 def test_flow_shift_is_refused_where_it_would_do_nothing() -> None:
