@@ -10,6 +10,7 @@ from flowblend_plugins import Adapter, hookimpl
 
 from .distilled_samplers.distilled import Distilled
 from .distilled_samplers.distilled_small import DistilledSmall
+from .distilled_samplers.published import CausVid, FastWan, LightX2V, LTXDistilled
 from .feature_caching.adopted_cache_dit import AdoptedCacheDit, adopt_cache_dit
 from .feature_caching.adopted_diffusers_cache import AdoptedDiffusersCache, adopt_diffusers_cache
 from .feature_caching.cache_dit import CacheDit
@@ -58,6 +59,10 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         AdoptedCacheDit,
         Distilled,
         DistilledSmall,
+        LightX2V,
+        CausVid,
+        FastWan,
+        LTXDistilled,
     ]
 
 

@@ -56,7 +56,8 @@ def _own_tensors(denoiser: Any) -> dict[str, Any]:
 def _from_single_file(file: WeightsFile, path: Path, denoiser: Any) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    if set(_own_tensors(denoiser)) <= set(tensor_names(path)):
+    names = set(tensor_names(path))
+    if 2 * len(names & _own_tensors(denoiser).keys()) > len(names):  # else under the names of the authors' own code
         return load_file(path)
     kind = _plain_class(denoiser)
     try:
@@ -80,7 +81,16 @@ def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
         model = stored.load(getattr(denoiser, "dtype", None))
     except PairError as error:
         raise StackError(str(error)) from error
-    return dict(model.state_dict())
+    tensors = dict(model.state_dict())
+    folder = stored.folder / stored.subfolder
+    dropped = {name for weights in folder.glob("*.safetensors") for name in tensor_names(weights)} - tensors.keys()
+    if dropped:
+        raise StackError(
+            f"{file.source!r} has {len(dropped)} tensors that a {type(model).__name__} of diffusers has no place for, "
+            f"{sorted(dropped)[0]!r} among them, so it would not compute what it was distilled to. Use a checkpoint of "
+            "the plain architecture."
+        )
+    return tensors
 
 
 def _check_checkpoint_fits(source: str, tensors: Mapping[str, Any], letter: str, denoisers: Mapping[str, Any]) -> None:

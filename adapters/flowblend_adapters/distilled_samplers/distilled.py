@@ -93,7 +93,7 @@ class Distilled(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[AttachedDistilled]:
         self._refuse_further_denoisers(target)
-        sources = choose_sources(self.name, {"L": self.large, "S": self.small}, self.num_inference_steps, target)
+        sources = choose_sources(self.name, self._given(target), self.num_inference_steps, target)
         weights = read_weights(self.name, sources, target)
         solver = self._solver_for(weights)
         pipe = target.pipeline
@@ -105,6 +105,12 @@ class Distilled(Adapter):
                 yield AttachedDistilled(self, weights, target, pipe.scheduler)
             finally:
                 pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
+
+    def _given(self, target: AttachTarget) -> dict[str, str | None]:
+        """Weights by letter, but for those that nobody asked for on a denoiser that the schedule never calls."""
+        called, kind = target.trace.schedule.letters, type(self)
+        sides = {"L": (self.large, kind.large), "S": (self.small, kind.small)}
+        return {letter: source for letter, (source, own) in sides.items() if letter in called or source != own}
 
     def _refuse_further_denoisers(self, target: AttachTarget) -> None:
         further = sorted(target.trace.schedule.letters - {"L", "S"})

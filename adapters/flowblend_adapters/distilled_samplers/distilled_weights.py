@@ -70,6 +70,8 @@ def choose_sources(
         if source is None and letter not in called:
             continue
         if letter not in target.denoisers:
+            if source == AS_LOADED:
+                continue
             raise StackError(
                 f"{name!r}: {SIDES[letter]}={source!r}, but this blend has no denoiser {letter}. Leave it out, or give "
                 "the blend a small denoiser."

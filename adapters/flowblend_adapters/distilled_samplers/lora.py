@@ -6,6 +6,7 @@ It is loaded by diffusers' own converters and layers, so that it computes what `
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +157,15 @@ def lora_on(lora: Lora, scale: float, letter: str, pipe: Any, denoiser: Any) -> 
         tensors = pipe._maybe_expand_t2v_lora_for_i2v(transformer=denoiser, state_dict=tensors)
     try:
         try:
-            denoiser.load_lora_adapter(
-                tensors,
-                network_alphas=None,
-                adapter_name=LORA_NAME,
-                metadata=lora.metadata,
-                low_cpu_mem_usage=True,
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the user's own, which is fine
+                denoiser.load_lora_adapter(
+                    tensors,
+                    network_alphas=None,
+                    adapter_name=LORA_NAME,
+                    metadata=lora.metadata,
+                    low_cpu_mem_usage=True,
+                )
         except Exception as error:
             raise StackError(
                 f"diffusers cannot put {lora.source!r} on denoiser {letter}: {type(error).__name__}: {error}"

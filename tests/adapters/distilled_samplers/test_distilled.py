@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,7 +74,7 @@ class TestDistilled(AdapterContract):
         "distilled(num_inference_steps=4, guidance_scale=0.0)",
         "distilled(num_inference_steps=4, larg='x')",
     )
-    call: ClassVar[dict[str, Any]] = CALL
+    call: ClassVar[Mapping[str, Any]] = CALL
 
     @pytest.fixture(autouse=True)
     def _files(self, wan_loras: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

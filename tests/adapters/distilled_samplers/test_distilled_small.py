@@ -1,0 +1,200 @@
+"""``distilled_small``: a few-step small denoiser between guided large steps, held against a loop written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import flowblend_plugins as fb
+from flowblend_plugins.testing import (
+    AdapterContract,
+    PipelineSnapshot,
+    generate,
+    tiny_ltx_denoiser,
+    tiny_ltx_pipeline,
+    tiny_wan_denoiser,
+    tiny_wan_pipeline,
+)
+from tests.adapters.distilled_samplers.lora_files import write_lora
+from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO
+
+LDL = "L:3,S:4,L:3"
+
+
+def enabled(pipe: Any, lora: str, *further: str, schedule: str = LDL) -> fb.Blend:
+    return fb.enable(pipe, tiny_wan_denoiser(), schedule, adapters=[f"distilled_small(small={lora!r})", *further])
+
+
+@torch.no_grad()
+def by_hand(scheduler: Any, denoisers: dict[str, Any], letters: Sequence[str], guidance_scale: float) -> torch.Tensor:
+    """Wan's sampling loop in which the small denoiser is never asked for the unconditional branch."""
+    text = torch.Generator().manual_seed(1234)
+    prompt, negative = (torch.randn(1, 8, 16, generator=text) for _ in range(2))
+    latents = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(len(letters))
+    for letter, t in zip(letters, scheduler.timesteps, strict=True):
+        velocity = denoisers[letter](latents, t.expand(1), prompt, return_dict=False)[0]
+        if letter == "L":
+            uncond = denoisers[letter](latents, t.expand(1), negative, return_dict=False)[0]
+            velocity = uncond + guidance_scale * (velocity - uncond)
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    return latents
+
+
+class TestDistilledSmall(AdapterContract):
+    wrong_specs = (
+        "distilled_small(distilled_steps=0)",
+        "distilled_small(lora_scale=-1.0)",
+        "distilled_small(small=3)",
+        "distilled_small(num_inference_steps=4)",
+    )
+    spec: ClassVar[str] = ""
+
+    @pytest.fixture(autouse=True)
+    def _files(self, wan_loras: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(type(self), "lora", wan_loras["small"], raising=False)
+        monkeypatch.setattr(type(self), "spec", f"distilled_small(small={wan_loras['small']!r})")
+
+    def enabled(self, pipe: Any, schedule: str) -> fb.Blend:
+        """The technique alone is the small denoiser alone, without guidance."""
+        return super().enabled(pipe, "SSS" if schedule == "LLL" else schedule)
+
+    def by_hand(self, pipe: Any) -> torch.Tensor:
+        small = tiny_wan_denoiser()
+        lora: str = type(self).lora  # type: ignore[attr-defined]
+        small.load_lora_adapter(lora, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+        pipe.transformer = small
+        return generate(pipe, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.7])
+def test_each_side_has_its_own_guidance(wan_loras: dict[str, str], guidance_scale: float) -> None:
+    plain, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    small.load_lora_adapter(wan_loras["small"], weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+    expected = by_hand(
+        plain.scheduler, {"L": plain.transformer, "S": small}, [*"LLLSSSSLLL"], guidance_scale=guidance_scale
+    )
+    pipe = tiny_wan_pipeline()
+    with enabled(pipe, wan_loras["small"]) as blend:
+        assert torch.equal(generate(pipe, guidance_scale=guidance_scale), expected)
+        last = blend.trace.generations[-1]
+        assert (last.num_forwards("L", "compute"), last.num_forwards("S", "compute")) == (12, 4)
+        assert last.num_forwards("S", "reuse") == 4
+        assert any("guidance is off for S; 4 unconditional calls" in note for note in last.notes)
+
+
+def test_flops_count_what_ran(wan_loras: dict[str, str]) -> None:
+    """Six large steps of two branches, four small ones of one."""
+    pipe = tiny_wan_pipeline()
+    with fb.enable(pipe, tiny_wan_denoiser(), "SSS") as blend:
+        generate(pipe, guidance_scale=1.0)
+        small = blend.trace.flops().linear // 10
+    with enabled(pipe, wan_loras["small"]) as blend:
+        generate(pipe)
+        mixed = blend.trace.flops()
+    with fb.enable(pipe, schedule="LLL") as blend:
+        generate(pipe)
+        large = blend.trace.flops().linear // 20
+    assert mixed.linear == 12 * large + 4 * small
+    assert mixed.linear_fraction_of_large == pytest.approx(mixed.linear / (20 * large))
+
+
+def test_guidance_off_in_the_call_leaves_nothing_to_do(wan_loras: dict[str, str]) -> None:
+    plain, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    small.load_lora_adapter(wan_loras["small"], weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+    pipe = tiny_wan_pipeline()
+    with enabled(pipe, wan_loras["small"]) as blend:
+        seen = generate(pipe, guidance_scale=1.0)
+        assert not blend.trace.generations[-1].notes
+    with fb.enable(plain, small, LDL):
+        assert torch.equal(seen, generate(plain, guidance_scale=1.0))
+
+
+def test_with_a_solver_and_a_cache(wan_loras: dict[str, str]) -> None:
+    """It leaves the sampler alone, so a solver may stand beside it; a cache sees conditional calls only."""
+    pipe = tiny_wan_pipeline()
+    solver, cache = "flow_euler(num_inference_steps=10)", "first_block_cache(denoisers='L', threshold=0.0)"
+    with enabled(pipe, wan_loras["small"], solver) as blend:
+        without = generate(pipe, None)
+    with enabled(pipe, wan_loras["small"], solver, cache) as blend:
+        assert torch.equal(generate(pipe, None), without)
+        assert blend.trace.generations[-1].num_forwards("S", "reuse") == 4
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_under_model_offloading_in_every_generation(wan_loras: dict[str, str], when: str) -> None:
+    """Offloading takes every denoiser's forward apart and together again at the end of each generation."""
+    plain = tiny_wan_pipeline()
+    with enabled(plain, wan_loras["small"]):
+        expected = generate(plain)
+    pipe = tiny_wan_pipeline()
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    with enabled(pipe, wan_loras["small"]) as blend:
+        if when == "after":
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(3):
+            assert torch.equal(generate(pipe), expected)
+            assert blend.trace.generations[-1].num_forwards("S", "reuse") == 4
+    assert torch.equal(generate(pipe), generate(tiny_wan_pipeline()))
+
+
+def test_the_forward_is_put_back_between_generations(wan_loras: dict[str, str]) -> None:
+    pipe, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    with fb.enable(pipe, small, LDL, adapters=[f"distilled_small(small={wan_loras['small']!r})"]):
+        generate(pipe)
+        assert "forward" not in vars(small)
+
+
+@pytest.mark.parametrize(
+    ("make_pipe", "make_small", "run", "found"),
+    [
+        (tiny_ltx_pipeline, tiny_ltx_denoiser, generate, "as cond_uncond"),
+        (VIDEO_TO_VIDEO.make_pipe, tiny_wan_denoiser, VIDEO_TO_VIDEO.run, "without saying which branch it is"),
+    ],
+)
+def test_where_guidance_cannot_be_off_for_one(make_pipe: Any, make_small: Any, run: Any, found: str) -> None:
+    pipe = make_pipe()
+    with fb.enable(pipe, make_small(), "LSL", adapters=["distilled_small(small='as_loaded')"]):
+        with pytest.raises(fb.StackError, match=f"calls it {found}. Call it with guidance_scale=1.0"):
+            run(pipe, 6)
+        run(pipe, 6, guidance_scale=1.0)
+
+
+def test_a_small_denoiser_compiled_as_a_whole_is_refused(wan_loras: dict[str, str]) -> None:
+    pipe, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    small.compile(backend="eager")
+    with (
+        fb.enable(pipe, small, LDL, adapters=[f"distilled_small(small={wan_loras['small']!r})"]),
+        pytest.raises(fb.StackError, match="compiled as a whole"),
+    ):
+        generate(pipe)
+
+
+def test_a_lora_of_the_large_denoiser_is_refused(tmp_path: Path) -> None:
+    lora = write_lora(tmp_path, WanPipeline, tiny_wan_pipeline().transformer, 1)
+    pipe = tiny_wan_pipeline()
+    snapshot = PipelineSnapshot.of(pipe)
+    with pytest.raises(
+        fb.StackError, match=r"24 wide, and denoiser S is 12 wide .* It fits denoiser L: give it as large="
+    ):
+        enabled(pipe, lora)
+    assert not snapshot.differences(pipe)
+
+
+def test_without_a_small_denoiser() -> None:
+    with pytest.raises(fb.StackError, match="no small denoiser"):
+        fb.enable(tiny_wan_pipeline(), schedule="LLL", adapters=["distilled_small(small='as_loaded')"])
+
+
+def test_on_wan_image_to_video() -> None:
+    family = FAMILIES["wan-i2v"]
+    pipe = family.pipe()
+    with fb.enable(pipe, family.make_small(), "L:2,S:2,L:2", adapters=["distilled_small(small='as_loaded')"]) as blend:
+        family.run(pipe)
+        assert blend.trace.generations[-1].num_forwards("S", "reuse") == 2
