@@ -6,10 +6,12 @@ import functools
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import StackError
-from flowblend_plugins.trace import Trace
+
+if TYPE_CHECKING:  # listing plugins should not pay for torch
+    from flowblend_plugins.trace import Trace
 
 
 def guidance_argument(pipe: Any) -> str | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_plugins import StackError
-from flowblend_plugins.pair_source import PICKLE_SUFFIXES, is_hub_id
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SAMPLING_FILE = "distilled.json"
@@ -47,6 +46,8 @@ def find_weights(source: str) -> WeightsFile:
     Raises:
         StackError: nothing is there, or it is pickle, or several files could be meant.
     """
+    from flowblend_plugins.pair_source import is_hub_id  # which loads torch
+
     path = Path(source).expanduser()
     if path.is_file():
         return _from_file(source, path)
@@ -81,7 +82,7 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _from_file(source: str, path: Path) -> WeightsFile:
-    if path.suffix in PICKLE_SUFFIXES:
+    if path.suffix in _pickle_suffixes():
         raise StackError(
             f"{source!r} is a pickle file, and pickle is refused: it can run any code. Convert it to safetensors where "
             "you trust its origin."
@@ -125,13 +126,19 @@ def _the_one_file(source: str, names: list[str]) -> str:
             f"{source!r} holds {len(found)} safetensors files ({', '.join(found[:4])}{', ...' * (len(found) > 4)}). "
             f"Say which is meant: {source}/{found[0]}, for example."
         )
-    pickled = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    pickled = sorted(name for name in names if name.endswith(_pickle_suffixes()))
     if pickled:
         raise StackError(
             f"{source!r} holds its weights as pickle only ({pickled[0]}), and pickle is refused: it can run any code. "
             "Convert them to safetensors where you trust their origin."
         )
     raise StackError(f"{source!r} holds no .safetensors file. Give the folder or file that holds the weights.")
+
+
+def _pickle_suffixes() -> tuple[str, ...]:
+    from flowblend_plugins.pair_source import PICKLE_SUFFIXES
+
+    return PICKLE_SUFFIXES
 
 
 def _download(hub_id: str, name: str) -> Path:
