@@ -13,8 +13,10 @@ from flowblend_plugins.hookspecs import Metric
 
 from .metrics import flicker, high_frequency_error, psnr_db, ssim
 
-_WEIGHTS = Path(__file__).parent / "reference" / "weights"
-_DISTILLED = _WEIGHTS.parent / "distilled"
+_REFERENCE = Path(__file__).parent / "reference"
+_WEIGHTS = _REFERENCE / "weights"
+_UNET_WEIGHTS = _REFERENCE / "unet" / "weights"
+_DISTILLED = _REFERENCE / "distilled"
 
 REFERENCE = PairPreset(
     name="reference",
@@ -38,6 +40,18 @@ REFERENCE = PairPreset(
     distilled={f"{side}-{steps}": _DISTILLED / f"{side}-{steps}" for side in ("large", "small") for steps in (4, 8)},
 )
 
+REFERENCE_UNET = PairPreset(
+    name="reference-unet",
+    large=_UNET_WEIGHTS / "large",
+    small=_UNET_WEIGHTS / "small",
+    # As reference.unet.CALL_DEFAULTS, for the same reason.
+    call_defaults={"height": 64, "width": 64, "num_inference_steps": 20, "guidance_scale": 7.5},
+    source=(
+        "Trained for this package (docs/unet_reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN."
+    ),
+    example_prompts=("a red striped circle over checkers", "a dotted triangle", "a purple cross"),
+)
+
 
 def _flicker(video: Any, wanted: Any) -> float:
     """Of the video alone; the report sets it beside large-only's."""
@@ -47,7 +61,7 @@ def _flicker(video: Any, wanted: Any) -> float:
 
 @hookimpl
 def flowblend_register_pairs() -> list[PairPreset]:
-    return [REFERENCE]
+    return [REFERENCE, REFERENCE_UNET]
 
 
 @hookimpl

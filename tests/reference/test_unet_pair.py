@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import flowblend_plugins as fb
+from flowblend_compat_matrix.plugin import REFERENCE_UNET
 from flowblend_compat_matrix.reference.pair import evaluation_captions
 from flowblend_compat_matrix.reference.text import vocabulary
-from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, dataset, load_unet_pair, train
-from flowblend_compat_matrix.reference.unet.behaviour import Row, make_stills, measure, to_markdown, true_stills
+from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, WEIGHTS, UNetPair, dataset, load_unet_pair, train
+from flowblend_compat_matrix.reference.unet.behaviour import (
+    SETTINGS,
+    Row,
+    Setting,
+    alignment,
+    fidelity,
+    make_stills,
+    measure,
+    to_markdown,
+    true_stills,
+)
 from flowblend_compat_matrix.reference.unet.codec import LATENT_CHANNELS, LATENT_SIZE, make_codec, still_batch
 from flowblend_compat_matrix.reference.unet.denoisers import LARGE, SMALL, make_denoiser, noise_loss
 from flowblend_compat_matrix.reference.unet.text import MAX_LENGTH, make_tokenizer
 
 CPU = torch.device("cpu")
+NUM_GUARDED = 8
+"""Prompts of the behaviour card that are measured again."""
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +127,6 @@ def test_the_card_compares_every_row_with_large_only(trained: Path, monkeypatch:
 
 
 def test_a_still_depends_on_its_number_alone(trained: Path) -> None:
-    from flowblend_compat_matrix.reference.unet.behaviour import Setting
-
     pair, captions = load_unet_pair(trained / "weights"), evaluation_captions(2)
     both = make_stills(pair, captions, Setting("LLL", None, (), 2))
     one = make_stills(pair, captions[:1], Setting("LLL", None, (), 2))
@@ -123,8 +136,49 @@ def test_a_still_depends_on_its_number_alone(trained: Path) -> None:
 
 def test_the_true_stills_are_those_the_captions_were_said_of() -> None:
     assert true_stills(2).shape == (2, 64, 64, 3)
-    row = Row(name="x", psnr_db=None, ssim=None, alignment=0.5, seconds=0.0)
+    row = Row(name="x", psnr_db=None, psnr_by_prompt_db=(), ssim=None, alignment=0.5)
     assert to_markdown([row]).endswith("| x | - | - | 0.500 |\n")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> UNetPair:
+    return load_unet_pair()
+
+
+@pytest.fixture(scope="module")
+def card() -> dict[str, Any]:
+    return json.loads((WEIGHTS / "behaviour_card.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def large_only(shipped: UNetPair) -> Any:
+    return make_stills(shipped, evaluation_captions(NUM_GUARDED), SETTINGS[0])
+
+
+def row_of(card: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in card["rows"] if row["name"] == name)
+
+
+def test_the_preset_and_the_card_say_what_the_package_says(card: dict[str, Any]) -> None:
+    assert dict(REFERENCE_UNET.call_defaults) == CALL_DEFAULTS
+    assert (REFERENCE_UNET.large, REFERENCE_UNET.small) == (WEIGHTS / "large", WEIGHTS / "small")
+    assert {name: card[name] for name in CALL_DEFAULTS} == CALL_DEFAULTS
+    assert [row["name"] for row in card["rows"][1:]] == [setting.name for setting in SETTINGS]
+
+
+@pytest.mark.parametrize("setting", [SETTINGS[1], SETTINGS[2], SETTINGS[4], SETTINGS[7]], ids=lambda s: s.name)
+def test_the_shipped_weights_do_what_the_card_says(
+    setting: Setting, shipped: UNetPair, card: dict[str, Any], large_only: Any
+) -> None:
+    stills = make_stills(shipped, evaluation_captions(NUM_GUARDED), setting)
+    on_the_card = row_of(card, setting.name)["psnr_by_prompt_db"][:NUM_GUARDED]
+    assert fidelity(stills, large_only)["psnr_db"] == pytest.approx(np.mean(on_the_card), abs=0.75)
+
+
+def test_the_large_one_shows_more_of_its_captions_than_the_small_one(card: dict[str, Any], large_only: Any) -> None:
+    said = {row["name"]: row["alignment"] for row in card["rows"]}
+    assert said["small only (SSS)"] + 0.05 < said["large only (LLL)"] < said["the world's own stills"]
+    assert alignment(large_only, evaluation_captions(NUM_GUARDED)) > 0.6
 
 
 def test_a_folder_without_the_pair_says_how_to_train_one(tmp_path: Path) -> None:

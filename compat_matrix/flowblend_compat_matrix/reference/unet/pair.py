@@ -13,7 +13,7 @@ from ..world import SIZE
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-CALL_DEFAULTS: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_inference_steps": 20, "guidance_scale": 3.0}
+CALL_DEFAULTS: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_inference_steps": 20, "guidance_scale": 7.5}
 """What the pipeline must be called with."""
 
 
