@@ -1,5 +1,6 @@
 """Write the picture of docs/unet_reference_pair.md from the shipped weights: ``python docs/make_unet_stills.py``."""
 
+import re
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +27,7 @@ for row, name in enumerate(SHOWN):
         axis.set_xticks([])
         axis.set_yticks([])
         if row == 0:
-            axis.set_title(caption.text.replace(" over", "\nover").replace(" moving", "\nmoving").replace(" standing", "\nstanding"), fontsize=5)
+            axis.set_title(re.sub(r" (over|moving|standing)", r"\n\1", caption.text), fontsize=5)
     axes[row][0].set_ylabel(name.replace(" + ", "\n+ ").replace(" (", "\n("), fontsize=6)
 figure.tight_layout(pad=0.4)
 figure.savefig(TARGET, dpi=110)
