@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .adapter import Adapter, AttachTarget
+from .adapter import Adapter, AttachTarget, arguments_set_by
 from .clock import Clock
 from .errors import PairError, RoutingError, ScheduleError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
@@ -24,6 +24,7 @@ from .schedule import StageSchedule
 from .stack import judge_adapters, judge_call, setting_of, timestep_arguments
 from .step import StepContext
 from .trace import Outcome, Trace
+from .traits import Composition, Verdict
 
 DenoiserSource = str | Path | nn.Module | Any
 
@@ -199,6 +200,13 @@ class Blend:
             return
         raise RoutingError(f"this cannot be recorded and replayed: {cause}. Run it whole.")
 
+    def foresee(self, **call_arguments: Any) -> Verdict:
+        """The verdict on the stack for a pipeline call with these arguments, before it is made.
+
+        What adapters set themselves (steps, guidance) is as they will set it.
+        """
+        return judge_call(self.adapters, self._setting, self.pipeline, call_arguments | arguments_set_by(self.adapters))
+
     def disable(self) -> None:
         """Take everything off: the pipeline is byte for byte what it was before :func:`enable`.
 
@@ -225,7 +233,10 @@ class Blend:
             )
         with self._router.generation():
             self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
-            judge_call(self.adapters, self._setting, self.pipeline, arguments).refuse_if_it_must()
+            verdict = judge_call(self.adapters, self._setting, self.pipeline, arguments)
+            verdict.refuse_if_it_must()
+            for reason in verdict.of(Composition.INERT):
+                self.trace.note(f"declared inert: {reason}")
             callback = arguments.get("callback_on_step_end")
             if callback is not None and not hasattr(callback, "tensor_inputs"):  # diffusers' own are told by class
                 arguments["callback_on_step_end"] = self._router.unrouted(callback)

@@ -118,9 +118,13 @@ class Verdict:
     composition: Composition
     reasons: tuple[Reason, ...]
 
+    def of(self, composition: Composition) -> list[Reason]:
+        """The reasons that argue for one verdict."""
+        return [reason for reason in self.reasons if reason.composition is composition]
+
     def refuse_if_it_must(self) -> None:
         """Raise ``StackError`` with all reasons at once if the stack is refused."""
-        refusals = [reason for reason in self.reasons if reason.composition is Composition.REFUSED]
+        refusals = self.of(Composition.REFUSED)
         if len(refusals) == 1:
             raise StackError(str(refusals[0]))
         if refusals:

@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from ..presets import PairPreset
 from ..schedule import StageSchedule
-from ..traits import REENTRY_POLICIES
+from ..traits import REENTRY_POLICIES, Composition
 from .call import Progress, generate, write_output
 from .options import (
     AdapterOption,
@@ -127,6 +127,8 @@ def run(
         planned = plan_blend(blend, num_steps) if num_steps is not None else None
         if planned is not None and not as_json:
             planned.show()
+            for reason in blend.foresee(**arguments).of(Composition.INERT):
+                typer.echo(f"declared inert: {reason}")
         result = generate(opened.pipeline, arguments, seed, progress)
         kind, path = ("video", out / "video.mp4") if hasattr(result, "frames") else ("image", out / "image.png")
         record = {
