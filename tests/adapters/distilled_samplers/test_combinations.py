@@ -13,11 +13,7 @@ from flowblend_plugins.traits import Composition, Verdict
 FOUR = "distilled(large='as_loaded', small='as_loaded', num_inference_steps=4)"
 EIGHT = "distilled(large='as_loaded', small='as_loaded', num_inference_steps=8)"
 SMALL = "distilled_small(small='as_loaded')"
-CACHES = (
-    "first_block_cache(threshold=0.05)",
-    "taylorseer",
-    "teacache(coefficients='wan_t2v_1_3b')",
-)
+CACHES = ("first_block_cache(threshold=0.05)", "taylorseer")
 
 
 def declared(*specs: str, schedule: str = "LSL", **call: object) -> Verdict:
