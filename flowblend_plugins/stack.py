@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapter import Adapter
@@ -93,8 +94,17 @@ def timestep_arguments(pipe: Any) -> tuple[str, ...]:
     Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
     list of its own, for one that stays ``None`` is not handed on.
     """
+    return _handed_to_sampler(inspect.unwrap(type(pipe).__call__))
+
+
+@functools.cache  # parsing takes milliseconds, and every solver asks
+def _handed_to_sampler(call: Any) -> tuple[str, ...]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
+    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
+        return ()
     passed, assigned = set[str](), set[str]()
-    for node in _nodes_of_call(pipe):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("set_timesteps", "retrieve_timesteps"):
@@ -103,11 +113,3 @@ def timestep_arguments(pipe: Any) -> tuple[str, ...]:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             assigned.add(node.id)
     return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))
-
-
-def _nodes_of_call(pipe: Any) -> Iterator[ast.AST]:
-    try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
-    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
-        return
-    yield from ast.walk(ast.parse(textwrap.dedent(source)))

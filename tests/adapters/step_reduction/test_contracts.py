@@ -21,31 +21,31 @@ class SolverContract(AdapterContract):
     def by_hand(self, pipe: Any) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         pipe.scheduler = drawing_from(FLOW[self.adapter(self.spec).name](5.0), generator)
-        return generate(pipe, num_inference_steps=6, generator=generator)
+        return generate(pipe, num_inference_steps=4, generator=generator)
 
 
 class TestUniPC(SolverContract):
-    spec = "unipc(num_inference_steps=6, flow_shift=5.0)"
+    spec = "unipc(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("unipc(num_inference_steps=0)", "unipc(num_inference_steps=2.5)", "unipc(order=3)")
 
 
 class TestDPMpp2M(SolverContract):
-    spec = "dpmpp_2m(num_inference_steps=6, flow_shift=5.0)"
+    spec = "dpmpp_2m(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("dpmpp_2m(flow_shift=-1.0)", "dpmpp_2m(flow_shift=1e999)", "dpmpp_2m(shift=3.0)")
 
 
 class TestDPMpp3M(SolverContract):
-    spec = "dpmpp_3m(num_inference_steps=6, flow_shift=5.0)"
+    spec = "dpmpp_3m(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("dpmpp_3m(reset_solver_history_at_switch=1)",)
 
 
 class TestDPMppSingle(SolverContract):
-    spec = "dpmpp_single(num_inference_steps=6, flow_shift=5.0)"
+    spec = "dpmpp_single(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("dpmpp_single(solver_order=3)",)
 
 
 class TestFlowEuler(SolverContract):
-    spec = "flow_euler(num_inference_steps=6, flow_shift=5.0)"
+    spec = "flow_euler(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = (
         "flow_euler(flow_shift=0)",
         "flow_euler(flow_shift='3')",
@@ -55,17 +55,17 @@ class TestFlowEuler(SolverContract):
 
 
 class TestFlowHeun(SolverContract):
-    spec = "flow_heun(num_inference_steps=6, flow_shift=5.0)"
+    spec = "flow_heun(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("flow_heun(reset_solver_history_at_switch=True)",)
 
 
 class TestDEIS(SolverContract):
-    spec = "deis(num_inference_steps=6, flow_shift=5.0)"
+    spec = "deis(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("deis(algorithm_type='deis')",)
 
 
 class TestSASolver(SolverContract):
-    spec = "sa_solver(num_inference_steps=6, flow_shift=5.0)"
+    spec = "sa_solver(num_inference_steps=4, flow_shift=5.0)"
     wrong_specs = ("sa_solver(tau=0.5)",)
 
 
@@ -97,8 +97,8 @@ class TestExplicitSigmas(AdapterContract):
 
 
 class TestUniPCOnLTX(AdapterContract):
-    spec = "unipc(num_inference_steps=6)"
-    wrong_specs = ("unipc(steps=6)",)
+    spec = "unipc(num_inference_steps=4)"
+    wrong_specs = ("unipc(steps=4)",)
     call = NO_STEPS
     make_pipeline = staticmethod(tiny_ltx_pipeline)
     make_small = staticmethod(tiny_ltx_denoiser)
@@ -107,7 +107,7 @@ class TestUniPCOnLTX(AdapterContract):
         pipe.scheduler = UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True
         )
-        return generate(pipe, num_inference_steps=6)
+        return generate(pipe, num_inference_steps=4)
 
 
 class TestExplicitSigmasOnLTX(AdapterContract):

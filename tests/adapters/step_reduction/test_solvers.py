@@ -29,7 +29,7 @@ from tests.exactness.oracles import swapped
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION
 
 WAN = FAMILIES["wan"]
-OTHERS = ("unipc", "flow_euler", "dpmpp_2m", "flow_heun")
+OTHERS = ("dpmpp_2m", "flow_heun")
 
 
 @pytest.mark.parametrize("new", FLOW)
