@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
 import flowblend_plugins as fb
+from flowblend_adapters.distilled_samplers.own_levels import mix_levels
 from flowblend_plugins.testing import (
     AdapterContract,
     PipelineSnapshot,
@@ -198,3 +201,109 @@ def test_on_wan_image_to_video() -> None:
     with fb.enable(pipe, family.make_small(), "L:2,S:2,L:2", adapters=["distilled_small(small='as_loaded')"]) as blend:
         family.run(pipe)
         assert blend.trace.generations[-1].num_forwards("S", "reuse") == 2
+
+
+# -- at the small denoiser's own noise levels -------------------------------------------------------------------------
+
+MIXED = (1.0, 0.9, 0.8, 0.7, 0.45, 0.3, 0.2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_its_own_noise_levels_by_hand(wan_loras: dict[str, str], solver: str) -> None:
+    """Euler bit for bit. With UniPC the small denoiser's steps are Euler's up to rounding, the large one's are not."""
+    plain, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    small.load_lora_adapter(wan_loras["small"], weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    set_timesteps = scheduler.set_timesteps
+    scheduler.set_timesteps = lambda num_steps: set_timesteps(sigmas=list(MIXED))  # type: ignore[method-assign]
+    expected = by_hand(scheduler, {"L": plain.transformer, "S": small}, [*"LLLSSLL"], guidance_scale=5.0)
+    pipe = tiny_wan_pipeline()
+    if solver == "euler":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    snapshot = PipelineSnapshot.of(pipe)
+    spec = f"distilled_small(small={wan_loras['small']!r}, sigmas={MIXED})"
+    with fb.enable(pipe, tiny_wan_denoiser(), "L:3,S:2,L:2", adapters=[spec]) as blend:
+        seen = generate(pipe, None)
+        assert torch.equal(seen, expected) == (solver == "euler")
+        assert [call.step.sigma for call in blend.trace.generations[-1].calls][::2] == pytest.approx(MIXED, abs=1e-5)
+        with pytest.raises(fb.StackError, match="num_inference_steps=10, and 'distilled_small' was asked for"):
+            generate(pipe, 10)
+    left = snapshot.differences(pipe)
+    assert all(found.startswith("attribute _") for found in left), left  # what a pipeline notes of its last call
+
+
+def test_small_steps_are_of_first_order_whatever_the_sampler(wan_loras: dict[str, str]) -> None:
+    """UniPC comes to Euler's steps but for its whole-numbered timesteps; with its history it is far from them."""
+
+    def run(scheduler: Any, *specs: str, **call: Any) -> torch.Tensor:
+        pipe = tiny_wan_pipeline()
+        pipe.scheduler = scheduler or pipe.scheduler
+        with fb.enable(pipe, tiny_wan_denoiser(), "SSS", adapters=specs):
+            return generate(pipe, None, **call)
+
+    spec = f"distilled_small(small={wan_loras['small']!r}, sigmas={MIXED})"
+    euler, unipc = run(FlowMatchEulerDiscreteScheduler(), spec), run(None, spec)
+    beside = f"distilled_small(small={wan_loras['small']!r})"
+    of_second_order = run(None, beside, f"unipc(sigmas={MIXED})")
+    assert 5 * (unipc - euler).abs().max() < (of_second_order - euler).abs().max()
+
+
+def test_a_solver_beside_explicit_levels_is_refused() -> None:
+    stack = [f"distilled_small(small='as_loaded', sigmas={MIXED})", "unipc(num_inference_steps=7)"]
+    with pytest.raises(fb.StackError, match="'distilled_small' prescribes the list of sigmas, and 'unipc'"):
+        fb.enable(tiny_wan_pipeline(), tiny_wan_denoiser(), "LSL", adapters=stack)
+
+
+TENTHS = [1.0 - step / 10 for step in range(10)]
+FIFTHS = [1.0, 0.75, 0.55, 0.35, 0.15]
+
+
+@pytest.mark.parametrize(
+    ("letters", "few", "sigmas", "schedule"),
+    [
+        ("LLLLSSSSLL", FIFTHS, (1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.35, 0.15, 0.1), "L:5,S:2,L:2"),
+        ("SSSSSSSSSS", FIFTHS, tuple(FIFTHS), "S:5"),
+        ("SSSSSSLLLL", FIFTHS, (1.0, 0.75, 0.55, 0.35, 0.3, 0.2, 0.1), "S:3,L:4"),
+        ("LLLLSSSSSS", FIFTHS, (1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.35, 0.15), "L:5,S:3"),
+        ("LLLLLLLLLL", FIFTHS, tuple(TENTHS), "L:10"),
+        ("LLLLLLLLLL", [], tuple(TENTHS), "L:10"),
+    ],
+)
+def test_mixed_levels(letters: str, few: list[float], sigmas: tuple[float, ...], schedule: str) -> None:
+    """The small denoiser's steps are whole ones of its own: each from one of its levels to the next."""
+    mixed = mix_levels(TENTHS, letters, few)
+    assert mixed is not None
+    assert mixed.sigmas == pytest.approx(sigmas)
+    assert mixed.schedule == schedule
+
+
+@pytest.mark.parametrize(("letters", "few"), [("LLLLLSLLLL", [1.0, 0.6, 0.1]), ("LLMMSSSSLL", FIFTHS)])
+def test_where_levels_cannot_be_mixed(letters: str, few: list[float]) -> None:
+    assert mix_levels(TENTHS, letters, few) is None
+
+
+def test_flops_as_the_paper_counts_them_for_ltx() -> None:
+    """20 of 40 large steps and the 4 of 8 distilled ones that lie between them, the large ones evenly spaced."""
+    dense, few = [1.0 - step / 40 for step in range(40)], [1.0 - step / 8 for step in range(8)]
+    mixed = mix_levels(dense, "L" * 10 + "S" * 20 + "L" * 10, few)
+    assert mixed is not None
+    assert mixed.schedule == "L:10,S:4,L:10"
+
+
+def test_weights_that_say_their_levels_are_told_how_to_be_sampled(tmp_path: Path, wan_loras: dict[str, str]) -> None:
+    """And what the note says can be done as it stands."""
+    name = "pytorch_lora_weights.safetensors"
+    (tmp_path / name).write_bytes((Path(wan_loras["small"]) / name).read_bytes())
+    (tmp_path / "distilled.json").write_text(json.dumps({"num_inference_steps": 5, "sigmas": FIFTHS}))
+    pipe = tiny_wan_pipeline()
+    with enabled(pipe, str(tmp_path), schedule="LSL") as blend:
+        generate(pipe)
+        (note,) = (note for note in blend.trace.generations[-1].notes if "other noise levels" in note)
+    schedule, spec = re.findall(r'schedule "(.*?)", distilled_small\((.*)\)$', note)[0]
+    specs = [f"distilled_small(small={str(tmp_path)!r}, {spec})"]
+    with fb.enable(pipe, tiny_wan_denoiser(), schedule, adapters=specs) as blend:
+        generate(pipe, None)
+        last = blend.trace.generations[-1]
+        assert not any("other noise levels" in note for note in last.notes)
+        of_small = {call.step.sigma or 0.0 for call in last.calls if call.step.denoiser == "S"}
+        assert all(any(abs(sigma - level) < 1e-4 for level in FIFTHS) for sigma in of_small)
