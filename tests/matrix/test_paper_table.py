@@ -91,9 +91,9 @@ def test_the_page(record: dict[str, Any]) -> None:
 def test_a_column_that_cannot_be_made_is_said_to_be_missing(record: dict[str, Any]) -> None:
     assert [absent["name"] for absent in record["absent"]] == ["absent"]
     page = to_markdown(record)
-    assert "This table is **incomplete**" in page
+    assert "**Incomplete**: not measured are absent" in page
     assert "there is no adapter 'nonesuch'" in page
-    assert "incomplete" not in to_markdown(record | {"absent": []})
+    assert "Incomplete" not in to_markdown(record | {"absent": []})
 
 
 def test_the_columns_are_those_of_the_issue() -> None:

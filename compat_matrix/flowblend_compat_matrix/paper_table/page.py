@@ -36,10 +36,13 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         "",
         *_preamble(record),
     ]
+    if record["absent"]:
+        missing = ", ".join(absent["name"] for absent in record["absent"])
+        lines += ["", f"**Incomplete**: not measured are {missing} (the reasons are below)."]
     for column in record["columns"]:
         lines += ["", f"## {column['name']}", "", *_column(record, column, baseline)]
     if record["absent"]:
-        lines += ["", "## Not measured", "", "This table is **incomplete**:", ""]
+        lines += ["", "## Not measured", ""]
         lines += [f"- **{absent['name']}**: {absent['reason']}" for absent in record["absent"]]
     lines += ["", *_reading(record, baseline)]
     return "\n".join(lines) + "\n"
