@@ -24,6 +24,7 @@ class CallRecord(NamedTuple):
         inputs: shapes and plain values of its inputs, from which its FLOPs are counted.
         skipped: of a call that was not all computed, the names of the modules that did not run, where the adapter
             knows them; none where the call as a whole was skipped.
+        computed: the inputs that it was computed on, where an adapter left a part of the given ones out.
     """
 
     step: StepContext
@@ -31,6 +32,7 @@ class CallRecord(NamedTuple):
     time_ms: float
     inputs: CallInputs
     skipped: frozenset[str] = frozenset()
+    computed: CallInputs | None = None
 
 
 @dataclass

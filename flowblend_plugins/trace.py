@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .errors import FlopCountError, FlowBlendError
-from .flops import FlopCounter, describe_inputs
+from .flops import CallInputs, FlopCounter, describe_inputs
 from .generation import CallRecord, Generation, GenerationFlops, Outcome
 from .schedule import StageSchedule
 from .step import StepContext
@@ -32,6 +32,7 @@ class Trace:
         self.step: StepContext | None = None
         self._outcome: Outcome = "compute"
         self._skipped: frozenset[str] = frozenset()
+        self._computed: CallInputs | None = None
         self._device = torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
         self._flop_counters = {letter: FlopCounter.of(module) for letter, module in self.denoisers.items()}
@@ -50,6 +51,13 @@ class Trace:
         """
         self._outcome, self._skipped = outcome, skipped
 
+    def report_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """For adapters: say on which inputs the call in progress is computed, where not on those it was given.
+
+        Its FLOPs are then counted from these; what the large denoiser would have cost still from those given.
+        """
+        self._computed = describe_inputs(args, kwargs)
+
     def note(self, text: str) -> None:
         """For adapters: a line on the generation in progress, or the one that has just ended, shown in its summary."""
         self.generations[-1].notes.append(text)
@@ -61,7 +69,7 @@ class Trace:
         self.generations.append(Generation(len(self.generations)))
         self._device = device
         self._events = [] if device.type == "cuda" else None
-        self._outcome, self._skipped = "compute", frozenset()
+        self._outcome, self._skipped, self._computed = "compute", frozenset(), None
 
     def start(self, step: StepContext) -> Any:
         """The moment a call starts: seconds on the host, or a CUDA event."""
@@ -74,8 +82,8 @@ class Trace:
         else:  # resolved at the end: waiting for the device here would slow what is measured
             time_ms = math.nan
             self._events.append((started, self._event()))
-        record = CallRecord(step, self._outcome, time_ms, describe_inputs(args, kwargs), self._skipped)
-        self._outcome, self._skipped = "compute", frozenset()
+        record = CallRecord(step, self._outcome, time_ms, describe_inputs(args, kwargs), self._skipped, self._computed)
+        self._outcome, self._skipped, self._computed = "compute", frozenset(), None
         self.step = None
         self.generations[-1].calls.append(record)
         return record
@@ -120,7 +128,7 @@ class Trace:
         linear = full = large_linear = large_full = 0
         for call in calls:
             if call.outcome == "compute" or call.skipped:
-                spent = self._flop_counters[call.step.denoiser].count(call.inputs, call.skipped)
+                spent = self._flop_counters[call.step.denoiser].count(call.computed or call.inputs, call.skipped)
                 linear, full = linear + spent.linear, full + spent.total
             large = self._flop_counters["L"].count(call.inputs)
             large_linear, large_full = large_linear + large.linear, large_full + large.total

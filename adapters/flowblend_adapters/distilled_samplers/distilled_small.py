@@ -25,7 +25,7 @@ from ..step_reduction.solver import Solver
 from ..step_reduction.solver_history import forget_solver_history
 from ..step_reduction.unipc import UniPC
 from .distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
-from .guidance import UnguidedDenoiser, branch_order
+from .guidance import UnguidedDenoiser, guidance_obstacle
 from .own_levels import mix_levels
 
 
@@ -144,8 +144,8 @@ class AttachedDistilledSmall:
     def flowblend_generation_finished(self) -> None:
         if self.unguided.num_spared:
             self._target.trace.note(
-                f"{self._name}: guidance is off for S; {self.unguided.num_spared} unconditional calls of it were "
-                "answered with its conditional output"
+                f"{self._name}: guidance is off for S; {self.unguided.num_spared} times its conditional output was "
+                "given for the unconditional one, which was not computed"
             )
         self.unguided.take_off()
 
@@ -156,13 +156,12 @@ class AttachedDistilledSmall:
             forget_solver_history(scheduler)
 
     def _check_guidance_can_be_off(self, pipeline: Any) -> None:
-        order = branch_order(pipeline)
-        if "uncond" not in order or "cond" not in order or order.index("uncond") < order.index("cond"):
-            how = f"as {', '.join(order)}" if order else "without saying which branch it is"
+        obstacle = guidance_obstacle(pipeline)
+        if obstacle is not None:
             raise StackError(
                 f"{self._name!r} turns guidance off for the small denoiser alone, which takes a pipeline that calls "
-                f"its denoiser for cond and then for uncond, and {type(pipeline).__name__} calls it {how}. Call it "
-                "with guidance_scale=1.0, or use 'distilled' on both denoisers."
+                f"its denoiser for cond and then for uncond, or for both in one batch, and {type(pipeline).__name__} "
+                f"{obstacle}. Call it with guidance_scale=1.0, or use 'distilled' on both denoisers."
             )
         if getattr(self._target.denoisers["S"], "_compiled_call_impl", None) is not None:
             raise StackError(

@@ -48,10 +48,25 @@ def branch_order(pipe: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source)))
 
 
+def guidance_obstacle(pipe: Any) -> str | None:
+    """Why guidance cannot be turned off for one denoiser of a pipeline alone; ``None`` where it can."""
+    order = branch_order(pipe)
+    if order[:2] == ("cond", "uncond") or (order == ("cond_uncond",) and _has_uncond_first(pipe)):
+        return None
+    return f"calls it as {', '.join(order)}" if order else "calls it without saying for which branch"
+
+
+def _has_uncond_first(pipe: Any) -> bool:
+    """Whether a batched call holds the unconditional half first, as far as its source shows."""
+    source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    return bool(re.search(r"\w*uncond\w*, \w*text\w* = noise_pred\.chunk\(2\)", source))
+
+
 class UnguidedDenoiser:
     """Answers the unconditional branch of one denoiser with its conditional one, which turns guidance off for it.
 
-    Then ``uncond + scale * (cond - uncond)`` is cond to the last bit, and the second branch is not computed.
+    Then ``uncond + scale * (cond - uncond)`` is cond to the last bit, and the second branch is not computed: a call of
+    its own is answered with the output of the one before, and of a batch of both only the conditional half is run.
 
     Args:
         denoiser: the one without guidance.
@@ -86,15 +101,37 @@ class UnguidedDenoiser:
             else:
                 self._denoiser.forward = self._beneath
         self._ours = self._beneath = self._cond = None
+        self.num_spared = 0
 
     def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         step = self._trace.step
         if step is None:
             return forward(*args, **kwargs)
+        if step.branch == "cond_uncond":
+            return self._answer_batch(forward, args, kwargs)
         if step.branch == "uncond" and self._cond is not None and self._cond[0] == step.step_index:
             self._trace.report_outcome("reuse")
             self.num_spared += 1
             return self._cond[1]
         output = forward(*args, **kwargs)
         self._cond = (step.step_index, output) if step.branch == "cond" else None
+        return output
+
+    def _answer_batch(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The second, conditional half of a batch alone, given for both."""
+        import torch
+
+        batch = (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).shape[0]
+
+        def half(value: Any) -> Any:
+            both = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch
+            return value[batch // 2 :] if both else value
+
+        args, kwargs = tuple(map(half, args)), {name: half(value) for name, value in kwargs.items()}
+        self._trace.report_inputs(args, kwargs)
+        self.num_spared += 1
+        output = forward(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (torch.cat([output[0], output[0]]), *output[1:])
+        output.sample = torch.cat([output.sample, output.sample])
         return output
