@@ -1,12 +1,17 @@
-"""One pair on one machine: generating with it, with FlowBlending on or off, and timing that."""
+"""One pair on one machine: generating with it, with FlowBlending on or off, and timing that.
+
+A pipeline of stills (``.images``) makes videos of one frame as far as the matrix is concerned.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +21,9 @@ from torch import nn
 
 from flowblend_plugins import Blend, enable
 from flowblend_plugins.adapter import arguments_set_by
+from flowblend_plugins.errors import RoutingError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
+from flowblend_plugins.replay import Recording
 
 from .cells import CellSpec
 from .prompts import PromptSet
@@ -29,6 +36,22 @@ class Timed(NamedTuple):
 
     latents: torch.Tensor
     latency_ms: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A video for every prompt, and what they took.
+
+    Attributes:
+        videos: ``[N, F, H, W, 3]`` in 0..1; of one frame where the pair makes stills.
+        recordings: of each pipeline call, for cells that share steps with this one; empty where nothing may be shared.
+        num_forwards: denoiser forwards that were computed, one for each video of a batch; 0 without FlowBlending, where
+            nobody counts.
+    """
+
+    videos: Videos
+    recordings: list[Recording]
+    num_forwards: int
 
 
 @dataclass
@@ -61,6 +84,7 @@ class Bench:
         """Begin again with a pair that nothing has touched."""
         self.pipe, self.small = self.load()
         self.pipe.set_progress_bar_config(disable=True)
+        self.makes_stills = False
 
     @property
     def guidance_scale(self) -> float | None:
@@ -83,19 +107,49 @@ class Bench:
         arguments = self._arguments(spec, self.prompts.texts[:1], self.seed) | {"output_type": "latent"}
         _synchronize()
         started = time.perf_counter()
-        latents = self.pipe(**arguments).frames
+        output = self.pipe(**arguments)
         _synchronize()
-        return Timed(latents, (time.perf_counter() - started) * 1e3)
+        return Timed(self._shown(output), (time.perf_counter() - started) * 1e3)
 
     def make_videos(self, spec: CellSpec | None, what: str) -> Videos:
         """A video for every prompt, ``[N, F, H, W, 3]`` in 0..1."""
-        parts = []
-        for start in range(0, len(self.prompts.texts), self.prompts.batch_size):
-            self.tick(what)
-            texts = self.prompts.texts[start : start + self.prompts.batch_size]
-            arguments = self._arguments(spec, texts, self.seed + start) | {"output_type": "np"}
-            parts.append(np.asarray(self.pipe(**arguments).frames, dtype=np.float32))
-        return np.concatenate(parts)
+        return np.concatenate([self._make_batch(spec, start, what) for start in self._starts()])
+
+    def make_shared(self, spec: CellSpec, sources: Sequence[Made], what: str) -> Made:
+        """The same with FlowBlending on, where only the steps are computed that none of ``sources`` has in common.
+
+        Without sources, everything is computed; where the stack does not allow for sharing, that too.
+        """
+        parts, recordings, num_forwards = [], [], 0
+        with self.enabled(spec) as blend:
+            assert blend is not None
+            for number, start in enumerate(self._starts()):
+                with ExitStack() as recording:
+                    recorded = None
+                    with contextlib.suppress(RoutingError):
+                        earlier = [made.recordings[number] for made in sources if made.recordings]
+                        recorded = recording.enter_context(blend.recorded(earlier))
+                    parts.append(self._make_batch(spec, start, what))
+                calls = blend.trace.generations[-1].calls[recorded.num_replayed if recorded else 0 :]
+                num_forwards += len(parts[-1]) * sum(call.outcome == "compute" for call in calls)
+                if recorded is not None:
+                    recordings.append(recorded)
+        return Made(np.concatenate(parts), recordings, num_forwards)
+
+    def _starts(self) -> range:
+        return range(0, len(self.prompts.texts), self.prompts.batch_size)
+
+    def _make_batch(self, spec: CellSpec | None, start: int, what: str) -> Videos:
+        self.tick(what)
+        texts = self.prompts.texts[start : start + self.prompts.batch_size]
+        arguments = self._arguments(spec, texts, self.seed + start) | {"output_type": "np"}
+        made = np.asarray(self._shown(self.pipe(**arguments)), dtype=np.float32)
+        return made[:, None] if self.makes_stills else made
+
+    def _shown(self, output: Any) -> Any:
+        """What a pipeline calls ``frames`` or ``images``, latents or pixels."""
+        self.makes_stills = not hasattr(output, "frames")
+        return output.images if self.makes_stills else output.frames
 
     def call_arguments(self, spec: CellSpec | None) -> dict[str, Any]:
         """The call without prompts; what an adapter sets is left to it."""
@@ -110,14 +164,28 @@ class Bench:
         return {"prompt": list(texts), "generator": generators, **self.call_arguments(spec)}
 
 
-def peak_memory_mb() -> float | None:
-    """Since the last :func:`forget_peak_memory`, of the device's allocator; ``None`` where there is none to ask."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+class PeakMemory(NamedTuple):
+    """The most memory in use since :func:`forget_peak_memory`, and of what: ``"device"`` or ``"process"``."""
+
+    megabytes: float | None
+    of: str | None
+
+
+def peak_memory() -> PeakMemory:
+    """Of the device's allocator; on a CPU of this process' resident set, where Linux tells."""
+    if torch.cuda.is_available():
+        return PeakMemory(torch.cuda.max_memory_allocated() / 2**20, "device")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return PeakMemory(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, "process")
+    return PeakMemory(None, None)
 
 
 def forget_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # not Linux, or a container that does not allow it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _synchronize() -> None:

@@ -11,18 +11,28 @@ from typing import Any
 
 import torch
 
+from flowblend_plugins.manager import FlowblendPluginManager, make_plugin_manager
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, machine and threads, as plain JSON values."""
+
+def describe_environment(
+    manager: FlowblendPluginManager | None = None, num_threads: int | None = None
+) -> dict[str, Any]:
+    """Versions, plugins, machine and threads of a worker (``None``: torch's choice), as plain JSON values."""
     packages = ("flowblend-plugins", "torch", "diffusers", "transformers")
+    plugins = {
+        name: origin
+        for name, origin in (manager or make_plugin_manager()).origins.items()
+        if origin.distribution is not None
+    }
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
+        "plugins": {name: f"{plugin.distribution} {plugin.version}" for name, plugin in sorted(plugins.items())},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "num_cpus": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
+        "num_threads": num_threads or torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 

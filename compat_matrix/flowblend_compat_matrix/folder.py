@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowblend_plugins.cli.output import write_json_atomically, write_text_atomically
-from flowblend_plugins.video import write_mp4
+from flowblend_plugins.errors import OutputError
+from flowblend_plugins.video import write_mp4, write_png
 
 from .bench import Videos
 from .report import render_report
 from .results import FILE_NAME, Matrix
-
-NUM_SHOWN_PROMPTS = 4
-"""Prompts whose videos are kept; the figures are over all of them."""
 
 FRAMES_PER_SECOND = 8.0
 
 REPORT_NAME = "report.html"
 
 
-def write_videos(folder: Path, stem: str, videos: Videos) -> list[str]:
-    """Write the videos of the first prompts; gives their paths relative to the folder."""
+def encode_videos(videos: Videos, title: str, as_stills: bool) -> dict[str, bytes]:
+    """Videos (or stills, of one frame each) as files of the folder: relative path to content."""
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", title).strip("-")
+    files = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, video in enumerate(videos, start=1):
+            path = Path(scratch, f"{stem}-{number}.{'png' if as_stills else 'mp4'}")
+            if as_stills:
+                write_png(video[0], path)
+            else:
+                write_mp4(video, path, FRAMES_PER_SECOND)
+            files[f"videos/{path.name}"] = path.read_bytes()
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write what a worker made into the folder; each file is whole or not there."""
     (folder / "videos").mkdir(exist_ok=True)
-    paths = []
-    for number, video in enumerate(videos[:NUM_SHOWN_PROMPTS], start=1):
-        name = f"videos/{stem}-{number}.mp4"
-        write_mp4(video, folder / name, FRAMES_PER_SECOND)
-        paths.append(name)
-    return paths
+    for name, content in files.items():
+        path = folder / "videos" / Path(name).name
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_matrix(folder: Path, matrix: Matrix) -> None:

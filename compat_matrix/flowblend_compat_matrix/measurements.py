@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from flowblend_plugins.errors import FlopCountError
 from flowblend_plugins.hookspecs import Metric
 from flowblend_plugins.trace import Generation, GenerationFlops, Trace
 
-from .bench import Videos
-from .results import CellResult
+from .bench import Timed, Videos
+from .cells import CellSpec
+from .metrics import flicker
+from .prompts import Judge
+from .results import CellResult, ControlResult
+
+
+@dataclass
+class Times:
+    """Of every cell and control, in the order of the rounds: milliseconds, and the latents of every generation."""
+
+    ms: dict[CellSpec | None, list[float]] = field(default_factory=lambda: defaultdict(list))
+    latents: dict[CellSpec | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, contender: CellSpec | None, timed: Timed) -> None:
+        self.ms[contender].append(timed.latency_ms)
+        self.latents[contender].append(timed.latents)
 
 
 def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None:
@@ -27,7 +44,7 @@ def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None
     cell, large = np.array(times["cell"]), np.array(times["large"])
     result.latency_ms, result.latency_ms_range = _median_and_range(cell)
     result.speedup_over_large, result.speedup_over_large_range = _median_and_range(large / cell)
-    if "blend" in times:
+    if "blend" in times and "stack" in times:
         blend, stack = np.array(times["blend"]), np.array(times["stack"])
         result.speedup_over_blend = float(np.median(blend / cell))
         result.speedup_over_stack = float(np.median(stack / cell))
@@ -88,3 +105,31 @@ def over_prompts(name: str, metric: Metric, videos: Videos, wanted: Videos) -> t
         raise RuntimeError(f"the metric {name!r} failed: {type(error).__name__}: {error}") from error
     finite = [value for value in values if np.isfinite(value)]
     return (float(np.mean(finite)), float(np.std(finite))) if finite else (None, None)
+
+
+def compare_videos(
+    videos: Videos,
+    reference: Videos | None,
+    metrics: Mapping[str, Metric],
+    judge: Judge | None,
+    result: CellResult | ControlResult,
+) -> None:
+    """Fidelity to large-only's videos (``None``: these are they), and what a judge says of them.
+
+    Args:
+        result: is filled in.
+    """
+    if reference is not None:
+        for name, metric in metrics.items():
+            mean, std = over_prompts(name, metric, videos, reference)
+            if name == "psnr_db":
+                result.psnr_db, result.psnr_db_std = mean, std
+            elif name == "ssim":
+                result.ssim, result.ssim_std = mean, std
+            else:
+                result.metrics[name] = {"mean": mean, "std": std}
+    elif videos.shape[1] >= 3:
+        result.metrics["flicker"] = {"mean": flicker(videos), "std": None}
+    if judge is not None:
+        result.prompt_alignment = judge.alignment(videos)
+        result.frechet_distance = judge.frechet_distance(videos)

@@ -52,8 +52,11 @@ class RunSettings:
         budget: below it a cell is degraded.
         is_sharing: controls are run once and common steps are not computed again; ``False`` is the control of that.
         num_threads: of torch in each worker; ``None`` leaves it alone.
-        cell_timeout_s: a cell that takes longer is given up; ``None`` waits for ever.
+        cell_timeout_s: longest time between two messages of a worker (over a cell's videos, say, or one timed
+            generation), after which its cell is given up; ``None`` waits for ever.
         memory_limit_mb: address space of a worker beyond what it has when its pairs are loaded; ``None`` sets none.
+        timing_lock: name of a lock that workers of one machine hold while they time; ``None`` where one works alone.
+        num_shown: prompts whose videos are kept; the figures are over all of them.
         plugins: plugin objects beside the installed ones, as ``"module:attribute"`` of a class to be called.
     """
 
@@ -64,6 +67,8 @@ class RunSettings:
     num_threads: int | None = None
     cell_timeout_s: float | None = None
     memory_limit_mb: int | None = None
+    timing_lock: str | None = None
+    num_shown: int = 4
     plugins: tuple[str, ...] = ()
 
 
@@ -86,11 +91,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Began:
-    """A worker begins something; when it is lost, ``cell`` is the one to blame (``None``: the pair's controls)."""
+    """A worker begins something; when it is lost, ``cell`` is the one to blame (``None``: the pair's controls).
+
+    ``is_waiting``: it waits for its turn to time, which counts against no limit.
+    """
 
     pair: str
     cell: str | None
     what: str
+    is_waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,17 +109,29 @@ class Outcome:
     Attributes:
         result: with every figure; its ``videos`` name the files below.
         files: relative path to content, to be written into the folder of the run.
-        pair: the record of the pair and its controls, with the first cell that a worker finishes of it.
-        num_control_forwards: denoiser forwards that the worker made for that record.
     """
 
     result: CellResult
     files: Mapping[str, bytes] = field(default_factory=dict)
-    pair: PairRecord | None = None
-    num_control_forwards: int = 0
 
 
-Message = Began | Outcome
+@dataclass(frozen=True)
+class Controls:
+    """A pair and what its denoisers do alone; every worker says this before its first cell of the pair.
+
+    Attributes:
+        record: of the pair.
+        files: as in :class:`Outcome`.
+        num_forwards: denoiser forwards that it took, one for each video of a batch; ``seconds`` the time.
+    """
+
+    record: PairRecord
+    files: Mapping[str, bytes]
+    num_forwards: int
+    seconds: float
+
+
+Message = Began | Controls | Outcome
 
 
 def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:

@@ -52,10 +52,12 @@ class CellResult:
         failure: of a broken cell, how it failed: ``"raised"``, ``"inexact"``, ``"crashed"``, ``"hung"`` or
             ``"out_of_memory"``.
         num_timed: generations that ``latency_ms`` is the median of.
-        num_forwards_run: denoiser forwards that were computed for it, one for each video of a batch; with its timing.
+        num_forwards_run: denoiser forwards that were computed for it, one for each video of a batch.
+        num_forwards_timed: those of them that were whole generations for timing; a round of controls is counted with
+            one of the cells that it serves.
         num_forwards_alone: what it would have taken with nothing shared: its own controls, and every step computed.
         expectation: the reason given in ``expectations.toml`` where it foresaw this outcome.
-        seconds: what measuring it took.
+        seconds_for_videos: what making its videos took; ``seconds`` what measuring it took.
     """
 
     id: str
@@ -99,8 +101,10 @@ class CellResult:
     failure: str | None = None
     num_timed: int = 0
     num_forwards_run: int = 0
+    num_forwards_timed: int = 0
     num_forwards_alone: int = 0
     expectation: str | None = None
+    seconds_for_videos: float | None = None
     seconds: float | None = None
 
 
@@ -261,7 +265,7 @@ class Matrix:
 
 
 def _read_pair(value: dict[str, Any]) -> PairRecord:
-    controls = {name: ControlResult(**value[name]) for name in ("large_only", "small_only")}
+    controls: dict[str, Any] = {name: ControlResult(**value[name]) for name in ("large_only", "small_only")}
     return PairRecord(**(value | controls))
 
 

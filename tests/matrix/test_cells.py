@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from flowblend_compat_matrix.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
-from flowblend_compat_matrix.commands import suggested_stacks
+from flowblend_compat_matrix.planning import suggested_stacks
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager

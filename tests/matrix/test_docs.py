@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_compat_matrix.cells import PAPER_SCHEDULES
-from flowblend_compat_matrix.folder import NUM_SHOWN_PROMPTS
+from flowblend_compat_matrix.planning import shown_prompts
 from flowblend_compat_matrix.results import CellResult, Matrix
 from flowblend_compat_matrix.verdicts import Observed, QualityBudget
 
@@ -36,8 +36,10 @@ def test_the_budget_and_the_defaults_are_those_in_force() -> None:
     assert f"SSIM under {budget.min_ssim:g}," in PAGE
     assert f"under {budget.min_alignment_kept:.0%}".replace("%", " %") in PAGE
     assert ", ".join(PAPER_SCHEDULES) in " ".join(PAGE.split())
-    assert NUM_SHOWN_PROMPTS == 4
-    assert "the first four prompts" in PAGE
+    assert [shown_prompts(num) for num in (60, 200, 201)] == [4, 2, 1]
+    assert "four prompts of every cell; two where there are more than 60 cells, one beyond 200" in " ".join(
+        PAGE.split()
+    )
 
 
 def test_the_example_prints_what_the_page_says() -> None:

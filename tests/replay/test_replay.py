@@ -44,9 +44,7 @@ STACKS: list[tuple[Any, tuple[str, ...]]] = [
 """Caches at thresholds where they do reuse on random denoisers, which the test makes sure of."""
 
 
-@pytest.mark.parametrize(
-    ("pair", "stack"), STACKS, ids=lambda value: " + ".join(value) if isinstance(value[0] if value else "", str) else ""
-)
+@pytest.mark.parametrize(("pair", "stack"), STACKS, ids=[" + ".join(stack) or "nothing stacked" for _, stack in STACKS])
 def test_shared_stages_change_nothing(pair: Any, stack: tuple[str, ...]) -> None:
     make_pipeline, make_small = pair
     pipe, small = make_pipeline(), make_small()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from flowblend_plugins.errors import UsageError
+
 from ..orders import Batch, Message, RunSettings
 
 
@@ -25,3 +27,21 @@ class Executor(Protocol):
     def describe(self) -> str:
         """In words, for the record: ``"2 local worker processes, 1 thread each"``."""
         ...
+
+
+def make_executor(name: str, num_workers: int) -> Executor:
+    """The executor of a name: ``"local"`` or ``"ray"``.
+
+    Args:
+        name: which.
+        num_workers: at most so many workers.
+
+    Raises:
+        UsageError: there is none of that name.
+        ModuleNotFoundError: it needs an extra that is not installed.
+    """
+    if name == "local":
+        from .local import LocalExecutor
+
+        return LocalExecutor(num_workers)
+    raise UsageError(f"--executor {name!r}: there is no such executor. Known: local.")

@@ -37,6 +37,23 @@ def print_matrix(matrix: Matrix, report: Path) -> None:
     console.print(f"The report with the videos is in {escape(str(report))}", highlight=False, soft_wrap=True)
 
 
+def print_work(matrix: Matrix) -> None:
+    """Print what the run cost, and what it would have cost with nothing shared."""
+    from rich.console import Console
+
+    work = matrix.run.work
+    if not work.num_forwards:
+        return
+    shared = work.num_forwards_without_sharing / work.num_forwards
+    line = f"{work.num_forwards:,} denoiser forwards ({work.num_forwards_timed:,} timed) in {work.seconds:,.0f} s"
+    if matrix.run.is_sharing and work.seconds_without_sharing is not None:
+        line += (
+            f"; with nothing shared {work.num_forwards_without_sharing:,}, {shared:.1f} times as many, and about "
+            f"{work.seconds_without_sharing:,.0f} s of work instead of {work.seconds_in_workers:,.0f} s"
+        )
+    Console().print(f"{line}.", highlight=False, soft_wrap=True)
+
+
 def _figures(cell: CellResult) -> tuple[str, ...]:
     psnr = "identical" if cell.is_identical_to_large else figure(cell.psnr_db, 1)
     return (
