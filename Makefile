@@ -31,8 +31,8 @@ check: $(INSTALLED)  ## ruff, pyright, import contracts
 bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call and a diffusers hook
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
-matrix: $(INSTALLED)  ## every feature cache on every schedule: a report in out/matrix (about ten minutes)
-	$(BIN)/flowblend matrix run --family feature_caching --out out/matrix
+matrix: $(INSTALLED)  ## every adapter and pair of adapters on every schedule, both embedded pairs: out/matrix; resumes
+	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --resume --out out/matrix
 
 paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)
 	$(BIN)/python -m flowblend_compat_matrix.paper_table

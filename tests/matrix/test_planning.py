@@ -1,0 +1,142 @@
+"""What is asked for in a file or by a word becomes stacks and cells; a run goes on only where nothing has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowblend_compat_matrix.cells import plan_cells
+from flowblend_compat_matrix.folder import write_matrix
+from flowblend_compat_matrix.orders import PairOrder, RunSettings, order_batches
+from flowblend_compat_matrix.planning import all_stacks, check_depth, combinations, num_threads_each
+from flowblend_compat_matrix.results import CellResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.resume import resume, unfinished
+from flowblend_plugins import StageSchedule
+from flowblend_plugins.errors import UsageError
+from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
+
+
+def test_combinations_are_of_different_adapters_at_their_first_setting() -> None:
+    singles = [("a(x=1)",), ("a(x=2)",), ("b",), ("b", "c"), ("c(y=1)",)]
+    assert combinations(singles, 1) == []
+    assert combinations(singles, 2) == [("a(x=1)", "b"), ("a(x=1)", "c(y=1)"), ("b", "c(y=1)")]
+    assert combinations(singles, 3)[3:] == [("a(x=1)", "b", "c(y=1)")]
+    with pytest.raises(UsageError, match="fewer than two"):
+        check_depth(2, [("a(x=1)",), ("a(x=2)",)])
+
+
+def test_all_adapters_are_all_that_are_registered() -> None:
+    manager = make_plugin_manager()
+    named = {text.partition("(")[0] for text in all_stacks(manager)}
+    assert named >= {name for name, adapter in adapters_by_name(manager).items() if adapter.suggested}
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "is_tiny", "asked", "num_threads"),
+    [(1, False, None, None), (1, True, None, 1), (2, False, None, 4), (16, False, None, 1), (2, True, "3", None)],
+)
+def test_threads_are_divided(num_workers: int, is_tiny: bool, asked: str | None, num_threads: int | None) -> None:
+    assert num_threads_each(num_workers, 8, is_tiny, asked) == num_threads
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("steps = [", "cannot be read"),
+        ("stepz = 5", "'stepz' is no option of `flowblend matrix run`. Did you mean steps?"),
+        ("steps = [5, 6]", "steps takes one value"),
+        ("resume = true", "'resume' is no option"),
+        ('steps = "many"', "'many' is not a valid integer"),
+        ("depth = 2", "fewer than two are named"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(flowblend: Any, tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text(content)
+    result = flowblend("matrix", "run", "--config", path, "--out", tmp_path / "out")
+    assert result.code == 2
+    assert said in " ".join(result.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_wins_over_the_file(flowblend: Any, tmp_path: Path) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text('pair = ["no_such_pair"]\nschedule = "LSL"\n[budget]\nmin-psnr-db = 30.0\n')
+    assert "'no_such_pair'" in flowblend("matrix", "run", "--config", path, "--out", tmp_path / "out").err
+    assert "'another'" in flowblend("matrix", "run", "--config", path, "--pair", "another").err
+
+
+ORDER = PairOrder(name="tiny", preset=None, num_prompts=2, call={"steps": 4}, early=0.4, late=0.2)
+SETTINGS = RunSettings(pairs=(ORDER,), num_repeats=3)
+
+
+def interrupted(**changes: Any) -> Matrix:
+    values: dict[str, Any] = {
+        "command": "flowblend matrix run",
+        "pairs": [],
+        "schedules": ["LLL", "LSL"],
+        "stacks": [],
+        "depth": 1,
+        "num_repeats": 3,
+        "budget": {"min_psnr_db": 20.0},
+        "num_planned": 2,
+        "executor": "1 local worker process",
+        "is_sharing": True,
+    }
+    return Matrix(environment={"torch": "2.13", "date": "today"}, run=RunRecord(**(values | changes)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    earlier = interrupted()
+    earlier.environment["date"] = "yesterday"
+    earlier.cells = [CellResult(id="LLL", pair="tiny", schedule="LLL", adapters=[], observed="pass", reasons=["r"])]
+    earlier.run.pairs = [
+        PairRecord(
+            name="tiny",
+            pipeline="WanPipeline",
+            makes="videos",
+            prompts=["a", "b"],
+            seeds=[0, 1],
+            call={"steps": 4},
+            early=0.4,
+            late=0.2,
+        )
+    ]
+    write_matrix(tmp_path, earlier)
+    return tmp_path
+
+
+def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
+    batches = order_batches("tiny", plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")]))
+    results = resume(folder, interrupted(), SETTINGS)
+    assert [cell.id for cell in results.cells] == ["LLL"]
+    assert results.run.pairs[0].pipeline == "WanPipeline"
+    assert [[cell.id for cell in batch.cells] for batch in unfinished(batches, results)] == [["LSL"]]
+
+
+def test_without_results_it_begins(tmp_path: Path) -> None:
+    fresh = interrupted()
+    assert resume(tmp_path, fresh, SETTINGS) is fresh
+
+
+@pytest.mark.parametrize(
+    ("run", "order", "torch", "said"),
+    [
+        ({"num_repeats": 5}, {}, "2.13", "num_repeats was 3 and is now 5"),
+        ({}, {"seed": 7}, "2.13", "tiny: seed was 0 and is now 7"),
+        ({}, {"call": {"steps": 8}}, "2.13", "tiny: call was"),
+        ({}, {"num_prompts": 3}, "2.13", "tiny: num_prompts was 2 and is now 3"),
+        ({}, {}, "2.14", "torch was '2.13' and is now '2.14'"),
+    ],
+)
+def test_what_has_changed_is_named(folder: Path, run: Any, order: Any, torch: str, said: str) -> None:
+    fresh = interrupted(**run)
+    fresh.environment["torch"] = torch
+    settings = dataclasses.replace(SETTINGS, pairs=(dataclasses.replace(ORDER, **order),))
+    with pytest.raises(UsageError, match="--resume") as error:
+        resume(folder, fresh, settings)
+    assert said in str(error.value)
