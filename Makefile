@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check bench matrix paper-table train-reference behaviour-card clean
+.PHONY: help install demo test check bench matrix paper-table train-reference train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -32,13 +32,17 @@ bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call an
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
 matrix: $(INSTALLED)  ## every adapter and pair of adapters on every schedule, both embedded pairs: out/matrix; resumes
-	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --resume --out out/matrix
+	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --cell-timeout 120 --resume --out out/matrix
 
 paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)
 	$(BIN)/python -m flowblend_compat_matrix.paper_table
 
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_compat_matrix.reference.train --out out/train-reference
+
+train-reference-distilled: $(INSTALLED)  ## distil the embedded pair to 8 and 4 steps (an hour on a CPU); resumes
+	$(BIN)/python -m flowblend_compat_matrix.reference.distillation.train --out out/train-reference-distilled
+	$(BIN)/python -m flowblend_compat_matrix.reference.distillation.behaviour
 
 behaviour-card: $(INSTALLED)  ## measure the embedded pair and write its behaviour card
 	$(BIN)/python -m flowblend_compat_matrix.reference.behaviour

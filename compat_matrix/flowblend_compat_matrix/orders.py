@@ -21,6 +21,7 @@ class PairOrder:
         preset: name of the registered pair; ``None`` where ``large`` and ``small`` replace it.
         large, small: hub ids or folders that override the preset's.
         prompts: what to show; ``None`` for ``num_prompts`` of the pair's own, judged where the pair has a judge.
+        num_seeds: videos of each prompt.
         seed: video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
         steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
@@ -34,6 +35,7 @@ class PairOrder:
     small: str | None = None
     prompts: tuple[str, ...] | None = None
     num_prompts: int = 1
+    num_seeds: int = 1
     seed: int = 0
     call: Mapping[str, Any] = field(default_factory=dict)
     steps_are_asked: bool = False

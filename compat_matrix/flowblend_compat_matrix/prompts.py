@@ -105,31 +105,31 @@ class StillsJudge:
 _BATCH_SIZE = 16
 
 
-def _reference_prompts(num_prompts: int, makes_stills: bool) -> PromptSet:
+def _reference_prompts(num_prompts: int, num_seeds: int, makes_stills: bool) -> PromptSet:
     """Captions of scenes that no training saw, with the classifier as judge."""
     from .reference import evaluation_captions, load_classifier
 
-    captions = evaluation_captions(num_prompts)
+    captions = evaluation_captions(num_prompts) * num_seeds
     judge = (StillsJudge if makes_stills else AttributeJudge)(load_classifier(), captions)
     return PromptSet(tuple(caption.text for caption in captions), _BATCH_SIZE, judge)
 
 
 def reference_prompts(num_prompts: int) -> PromptSet:
     """Captions for the embedded pair that makes videos."""
-    return _reference_prompts(num_prompts, makes_stills=False)
+    return _reference_prompts(num_prompts, 1, makes_stills=False)
 
 
-def own_prompts(preset: PairPreset | None, num_prompts: int) -> PromptSet:
-    """A pair's own prompts, with a judge where there is one.
+def own_prompts(preset: PairPreset | None, num_prompts: int, num_seeds: int) -> PromptSet:
+    """A pair's own prompts, each so many times, with a judge where there is one.
 
     Raises:
         UsageError: it has none, or fewer.
     """
     if preset is not None and preset.name in ("reference", "reference-unet"):
-        return _reference_prompts(num_prompts, makes_stills=preset.name == "reference-unet")
+        return _reference_prompts(num_prompts, num_seeds, makes_stills=preset.name == "reference-unet")
     own = preset.example_prompts if preset is not None else ()
     if not own:
         raise UsageError("this pair has no prompts of its own. Say what to show with --prompt.")
     if num_prompts > len(own):
         raise UsageError(f"--prompts {num_prompts}: this pair has {len(own)} of its own.")
-    return PromptSet(own[:num_prompts])
+    return PromptSet(own[:num_prompts] * num_seeds)

@@ -35,9 +35,10 @@ def resume(folder: Path, fresh: Matrix, settings: RunSettings) -> Matrix:
         before: dict[str, Any] = {"call": pair.call, "early": pair.early, "late": pair.late, "seed": pair.seeds[0]}
         now: dict[str, Any] = {"call": dict(order.call), "early": order.early, "late": order.late, "seed": order.seed}
         if order.prompts is not None:
-            before["prompts"], now["prompts"] = pair.prompts, list(order.prompts)
+            before["prompts"], now["prompts"] = pair.prompts, list(order.prompts * order.num_seeds)
         else:
-            before["num_prompts"], now["num_prompts"] = len(pair.prompts), order.num_prompts
+            before["number of videos"] = len(pair.prompts)
+            now["number of videos"] = order.num_prompts * order.num_seeds
         changes += _changes(f"{pair.name}: ", before, now)
     if changes:
         raise UsageError(

@@ -11,7 +11,7 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -181,6 +181,9 @@ class MatrixRunner:
                 yield Measured(cell.result)
         done.clear()
         cells = [cell for cell in cells if cell.is_running]
+        for cell in cells:
+            assert cell.made is not None
+            cell.made = replace(cell.made, recordings=[])  # they are as large as the trajectories
         times = Times()
         for cell in cells:
             yield self._began(cell, "warming up")
@@ -199,8 +202,7 @@ class MatrixRunner:
                         continue
                     yield self._began(cell or cells[0], f"{repeat + 1} of {self._num_repeats}")
                     self._time(contender, cell, cells[0].result, baseline, times)
-        large = times.latents[None]
-        if len(cells) > 1 and not all(torch.equal(one, baseline.latents) for one in large):
+        if len(cells) > 1 and not self._is_large_as_before(baseline, times):
             # One of them left something behind. Each by itself, on a pair that nothing has touched, shows which.
             self._bench.reload()
             self._warm.clear()
@@ -214,7 +216,7 @@ class MatrixRunner:
             with self._to_its_account(cell, baseline):
                 if cell.is_running:
                     self._judge(cell, baseline, times)
-            yield Measured(cell.result, cell.made.videos if cell.made and cell.result.failure is None else None)
+            yield Measured(cell.result, cell.made.videos if cell.made else None)
 
     def declare(self, spec: CellSpec) -> Verdict:
         """The verdict on a cell from the traits of its adapters, before anything runs."""
@@ -345,7 +347,7 @@ class MatrixRunner:
         result.num_timed = len(times.ms[spec])
         own = times.latents[spec][-1]
         result.is_warm_equal = all(torch.equal(one, own) for one in times.latents[spec])
-        result.is_teardown_clean = all(torch.equal(one, baseline.latents) for one in times.latents[None])
+        result.is_teardown_clean = self._is_large_as_before(baseline, times)
         # Where the schedule never changes denoisers, the blend alone is large-only.
         unstacked = times.latents[blend or None] if spec.stack else []
         videos = made.videos
@@ -381,6 +383,10 @@ class MatrixRunner:
         num_calls = self._num_calls[spec] + baseline.small.num_forwards
         num_calls += sum(self._num_calls.get(control, 0) for control in _controls(spec))
         result.num_forwards_alone = result.num_forwards_timed + num_videos * num_calls
+
+    def _is_large_as_before(self, baseline: Baseline, times: Times) -> bool:
+        again = times.latents[None]
+        return len(again) == self._num_repeats and all(torch.equal(one, baseline.latents) for one in again)
 
     def _make_sure_of_large(self, baseline: Baseline, result: CellResult) -> None:
         """After a broken cell: is large-only what it was? If not, say so and begin again with a fresh pair."""

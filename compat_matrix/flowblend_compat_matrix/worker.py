@@ -70,7 +70,10 @@ class _OpenPair:
             opened = open_pair(manager, order.preset or "", order.large, order.small)
             return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 
-        prompts = own_prompts(preset, order.num_prompts) if order.prompts is None else PromptSet(order.prompts)
+        if order.prompts is None:
+            prompts = own_prompts(preset, order.num_prompts, order.num_seeds)
+        else:
+            prompts = PromptSet(order.prompts * order.num_seeds)
         self._bench = Bench(
             load=load,
             prompts=prompts,

@@ -49,7 +49,7 @@ def test_threads_are_divided(num_workers: int, is_tiny: bool, asked: str | None,
         ("stepz = 5", "'stepz' is no option of `flowblend matrix run`. Did you mean steps?"),
         ("steps = [5, 6]", "steps takes one value"),
         ("resume = true", "'resume' is no option"),
-        ('steps = "many"', "'many' is not a valid integer"),
+        ('steps = "many"', "'--steps'"),
         ("depth = 2", "fewer than two are named"),
     ],
 )
@@ -129,7 +129,7 @@ def test_without_results_it_begins(tmp_path: Path) -> None:
         ({"num_repeats": 5}, {}, "2.13", "num_repeats was 3 and is now 5"),
         ({}, {"seed": 7}, "2.13", "tiny: seed was 0 and is now 7"),
         ({}, {"call": {"steps": 8}}, "2.13", "tiny: call was"),
-        ({}, {"num_prompts": 3}, "2.13", "tiny: num_prompts was 2 and is now 3"),
+        ({}, {"num_prompts": 3}, "2.13", "tiny: number of videos was 2 and is now 3"),
         ({}, {}, "2.14", "torch was '2.13' and is now '2.14'"),
     ],
 )
