@@ -40,6 +40,7 @@ class Scaled(Adapter):
 def contract(adapter: type[Adapter]) -> AdapterContract:
     class Contract(AdapterContract):
         spec = "scaled(factor=0.25)"
+        never_spec = "scaled(factor=1.0)"
         wrong_specs = ("scaled(factor=0)", "scaled(factor='1')")
         plugins = (SimpleNamespace(flowblend_register_adapters=hookimpl(lambda: [adapter])),)
 
@@ -83,6 +84,13 @@ def _leaves_an_attribute(self: Scaled, target: AttachTarget) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _leaves_an_attribute_on_the_small(self: Scaled, target: AttachTarget) -> Iterator[None]:
+    target.denoisers["S"].enable_scaling = True  # type: ignore[assignment]
+    with Scaled.attach(self, target):
+        yield
+
+
+@contextlib.contextmanager
 def _counts_calls(self: Scaled, target: AttachTarget) -> Iterator[None]:
     calls = 0
 
@@ -94,6 +102,46 @@ def _counts_calls(self: Scaled, target: AttachTarget) -> Iterator[None]:
     handle = target.denoisers["L"].register_forward_hook(scale)
     yield
     handle.remove()
+
+
+def hooked(hook: Callable[..., Any]) -> Any:
+    """An ``attach`` that puts ``hook(kept, module, output)`` on the large denoiser; ``kept`` is its memory."""
+
+    @contextlib.contextmanager
+    def attach(self: Scaled, target: AttachTarget) -> Iterator[None]:
+        kept: list[torch.Tensor] = []
+        handle = target.denoisers["L"].register_forward_hook(lambda module, args, output: hook(kept, module, output))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return attach
+
+
+def _scales_the_first_video_only(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
+    return (torch.cat([output[0][:1] * 0.25, output[0][1:]]),)
+
+
+def _scales_whatever_is_asked(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
+    return (output[0] * 0.25,)
+
+
+def _repeats_the_first_for_ever(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
+    kept.append(output[0])
+    return (kept[0],)
+
+
+def _mixes_in_the_call_before(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
+    kept.append(output[0])
+    return (output[0] + kept[-2] if len(kept) > 1 else output[0],)
+
+
+def _minds_offloading(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
+    return (output[0] * (0.5 if hasattr(module, "_hf_hook") else 0.25),)
+
+
+CARRYING = AdapterTraits(family=Family.FEATURE_CACHING, carries_step_state=True)
 
 
 def _accepts_anything(self: Scaled) -> None:
@@ -108,6 +156,15 @@ def _forgets_its_factor(self: Scaled) -> None:
     ("members", "promise"),
     [
         ({"attach": _wrong_factor}, "test_alone_it_equals_the_technique_by_hand"),
+        ({"attach": hooked(_scales_the_first_video_only)}, "test_a_batch_equals_the_technique_by_hand"),
+        ({"attach": hooked(_scales_whatever_is_asked)}, "test_options_that_never_reuse_equal_no_adapter"),
+        (
+            {"attach": hooked(_repeats_the_first_for_ever), "traits": CARRYING},
+            "test_the_first_large_calls_after_the_small_stage_are_computed",
+        ),
+        ({"attach": hooked(_mixes_in_the_call_before)}, "test_guidance_branches_never_mix"),
+        ({"attach": hooked(_minds_offloading)}, "test_offloading_changes_nothing"),
+        ({"attach": _leaves_an_attribute_on_the_small}, "test_disable_restores_everything"),
         ({"attach": _stays_on}, "test_disable_restores_everything"),
         ({"attach": _stays_on}, "test_a_failed_generation_leaves_nothing_behind"),
         ({"attach": _leaves_an_attribute}, "test_disable_restores_everything"),

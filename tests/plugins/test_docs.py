@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import SkipTest
 
 import pytest
 
@@ -89,6 +90,11 @@ def test_the_adapter_of_the_page_keeps_the_contract_of_adapters(
     ]
     assert len(contracts) == 1
     promises = [name for name in dir(contracts[0]) if name.startswith("test_")]
-    assert len(promises) >= 6
+    skipped = []
     for promise in promises:
-        getattr(contracts[0](), promise)()
+        try:
+            getattr(contracts[0](), promise)()
+        except SkipTest as reason:
+            skipped.append(str(reason))
+    assert len(promises) - len(skipped) >= 10
+    assert skipped == ["never_spec is not set: no options of this adapter compute everything"]

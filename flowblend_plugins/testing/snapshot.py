@@ -1,0 +1,66 @@
+"""What a pipeline or a denoiser is, to be compared with what it is later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def describe_module(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Attributes, class and hooks of every module under ``module``, and a copy of its parameters and buffers."""
+    facts: dict[str, Any] = {}
+    for path, part in module.named_modules(prefix=name):
+        own = {k for k in vars(part) if k not in ("_parameters", "_buffers", "_modules")}
+        facts[f"{path} attributes"] = own | {("forward", id(part.__dict__.get("forward")))}
+        facts[f"{path} class"] = type(part)
+        facts[f"{path} hooks"] = (tuple(part._forward_hooks), tuple(part._forward_pre_hooks))
+    return facts, {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class PipelineSnapshot:
+    """What a pipeline is: to take before ``enable()``, and to compare with after ``disable()``."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, pipe: Any) -> PipelineSnapshot:
+        facts: dict[str, Any] = {"class": type(pipe), "config": dict(pipe.config)}
+        for name, value in vars(pipe).items():
+            if isinstance(value, torch.Tensor):
+                continue
+            is_plain = value is None or isinstance(value, (bool, int, float, str, dict))
+            facts[f"attribute {name}"] = value if is_plain else id(value)
+        tensors = {f"attribute {k}": v.clone() for k, v in vars(pipe).items() if isinstance(v, torch.Tensor)}
+        for name, component in pipe.components.items():
+            facts |= {f"{name} class": type(component), f"{name} identity": id(component)}
+            if isinstance(component, nn.Module):
+                of_module, of_state = describe_module(component, name)
+                facts |= of_module
+                tensors |= of_state
+            elif hasattr(component, "config"):
+                facts[f"{name} config"] = dict(component.config)
+        return cls(facts, tensors)
+
+    def differences(self, pipe: Any) -> list[str]:
+        """What of the pipeline is no longer as it was, in words; empty if nothing."""
+        return self.differences_to(PipelineSnapshot.of(pipe))
+
+    def differences_to(self, now: PipelineSnapshot) -> list[str]:
+        """The same, of a snapshot that was taken later."""
+        found = [f for f in sorted(self.facts.keys() | now.facts.keys()) if self.facts.get(f) != now.facts.get(f)]
+        for name in sorted(self.tensors.keys() | now.tensors.keys()):
+            before, after = self.tensors.get(name), now.tensors.get(name)
+            if before is None or after is None or not torch.equal(before, after):
+                found.append(f"tensor {name}")
+        return found
+
+
+def snapshot_of_denoiser(denoiser: nn.Module) -> PipelineSnapshot:
+    """The same of a denoiser that belongs to no pipeline."""
+    return PipelineSnapshot(*describe_module(denoiser, "small denoiser"))
