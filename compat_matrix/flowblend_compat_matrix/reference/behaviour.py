@@ -65,14 +65,16 @@ REUSE_EVERY = 3
 def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call: Any) -> Videos:
     """One video for each caption, ``[N, F, H, W, 3]``; video ``i`` starts from the noise of seed ``seed + i``.
 
-    The pipeline is called as it stands, so whatever is enabled on it takes part.
+    The pipeline is called as it stands, so whatever is enabled on it takes part. ``call`` goes over the pair's
+    defaults; ``None`` leaves an argument out, for an adapter that sets it.
     """
     pair.pipeline.set_progress_bar_config(disable=True)
     parts = []
     for start in range(0, len(captions), BATCH):
         texts = [item.text for item in captions[start : start + BATCH]]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(texts))]
-        arguments = {**CALL_DEFAULTS, **call, "output_type": "np", "return_dict": False}
+        given = {name: value for name, value in {**CALL_DEFAULTS, **call}.items() if value is not None}
+        arguments = {**given, "output_type": "np", "return_dict": False}
         frames = pair.pipeline(texts, generator=generators, **arguments)[0]
         parts.append(np.asarray(frames, dtype=np.float32))
     return np.concatenate(parts)
