@@ -123,7 +123,9 @@ class _LocalWorker:
             return
         if not self._process.is_alive() and not self._pipe_has_more():
             yield from self._lose(*_cause_of_death(self._process.exitcode, self._num_oom_kills))
-        elif limit is not None and not self._now.is_waiting and time.monotonic() - self._since > limit:
+        elif limit is None or self._now.cell is None or self._now.is_waiting:
+            return  # loading a pair takes as long as it takes
+        elif time.monotonic() - self._since > limit:
             yield from self._lose("hung", f"It took longer than the limit of {limit:g} s ({self._now.what}).")
 
     def stop(self) -> None:
