@@ -16,6 +16,7 @@ from .clock import Clock
 from .errors import PairError, RoutingError, ScheduleError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
 from .pair import check_blendable, load_denoiser
+from .pair_inputs import control_scales_fitted
 from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .presets import pair_of
 from .replay import Recording, Tape
@@ -116,6 +117,7 @@ class Blend:
             enabled.attach()
             undo.callback(router.detach)
             router.attach()
+            undo.enter_context(control_scales_fitted(self.denoisers["L"], others))
             for adapter in self.adapters:
                 attached = undo.enter_context(adapter.attach(target))
                 if attached is not None:

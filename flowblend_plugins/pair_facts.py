@@ -74,12 +74,6 @@ def rotary_width(config: Config) -> Any:
     return config.get("attention_head_dim") if config.get("takes_rotary_embedding") else None
 
 
-def num_vace_layers(config: Config) -> Any:
-    """Number of control scales that a VACE pipeline passes, one for each of the denoiser's control layers."""
-    layers = config.get("vace_layers")
-    return None if layers is None else len(layers)
-
-
 def prediction(config: Config) -> Any:
     """What the denoiser's output is: ``flow`` (velocity of flow matching) or the scheduler's ``prediction_type``."""
     name = config.get("class", "")
@@ -115,7 +109,6 @@ DENOISER_FACTS = (
     Fact("image attention (added_kv_proj_dim)", presence("added_kv_proj_dim"), _SAME_FAMILY),
     Fact("image conditioning (image_condition_type)", first("image_condition_type"), _SAME_FAMILY),
     Fact("control channels (vace_in_channels)", first("vace_in_channels"), _SAME_FAMILY),
-    Fact("number of control layers (vace_layers)", num_vace_layers, _SAME_FAMILY),
     Fact("audio latent channels (audio_in_channels)", first("audio_in_channels"), _SAME_FAMILY),
     Fact(
         "timestep scaling (timestep_scale_multiplier)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,9 @@ SmallOption = Annotated[
     typer.Option("--small", help="Small denoiser: hub id or folder, of a pipeline or alone. Overrides --pair's."),
 ]
 ScheduleOption = Annotated[str, typer.Option("--schedule", help=_SCHEDULE_HELP)]
+PairScheduleOption = Annotated[
+    str | None, typer.Option("--schedule", help=f"{_SCHEDULE_HELP} [default: the pair's, LSL for most]")
+]
 EarlyOption = Annotated[
     float | None, typer.Option("--early", help="Early stage, as a fraction of the steps. [default: the pair's]")
 ]
@@ -60,6 +63,7 @@ class OpenedPair:
         preset: its registered data; ``None`` where ``--large`` replaced it.
         pipeline: the loaded diffusers pipeline with the large denoiser.
         small: where the small denoiser is kept.
+        further: the pipeline's own further experts by letter, as ``enable(denoisers=...)`` takes them.
         call_defaults: keyword arguments for the pipeline call.
         example_prompts: prompts the pair is known to understand.
     """
@@ -70,26 +74,30 @@ class OpenedPair:
     small: str | Path | None
     call_defaults: Mapping[str, Any]
     example_prompts: tuple[str, ...]
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_schedule(
-    text: str, early: float | None, late: float | None, preset: PairPreset | None = None
+    text: str | None, early: float | None, late: float | None, preset: PairPreset | None = None
 ) -> StageSchedule:
-    """The stage schedule that the options name; boundaries not given are the pair's.
+    """The stage schedule that the options name; what is not given is the pair's.
 
     Raises:
         ScheduleError: the text cannot be read, or the fractions are wrong.
         UsageError: it calls a denoiser that no option can give.
     """
+    text = text or (preset.schedule if preset is not None else "LSL")
     if preset is not None and not any(mark in text for mark in ":,>"):  # runs and sigma bounds have their own
         early = preset.early if early is None else early
         late = preset.late if late is None else late
     schedule = StageSchedule.parse(text, early, late)
-    unknown = sorted(schedule.letters - {"L", "S"})
+    experts = dict(preset.experts) if preset is not None else {}
+    unknown = sorted(schedule.letters - {"L", "S", *experts})
     if unknown:
+        has = ", ".join(["L (large)", "S (small)", *(f"{letter} ({name})" for letter, name in experts.items())])
         raise UsageError(
-            f"--schedule {text!r} calls denoiser {', '.join(unknown)}, but a pair has L (large) and S (small). Write "
-            "the schedule with these letters; more than two denoisers can be blended from Python, with "
+            f"--schedule {text!r} calls denoiser {', '.join(unknown)}, but this pair has {has}. Write the schedule "
+            "with these letters; other denoisers can be blended from Python, with "
             "flowblend_plugins.enable(denoisers=...)."
         )
     return schedule
@@ -122,13 +130,15 @@ def open_pair(manager: FlowblendPluginManager, pair: str, large: str | None, sma
     preset = find_preset(manager, pair, large)
     source = preset.large if preset else str(large)
     small_source = small if small is not None else preset.small if preset else None
+    pipeline = load_pipeline(source)
     return OpenedPair(
         name=preset.name if preset and small is None else f"{source} + {small_source}",
         preset=preset,
-        pipeline=load_pipeline(source),
+        pipeline=pipeline,
         small=small_source,
         call_defaults=dict(preset.call_defaults) if preset else {},
         example_prompts=preset.example_prompts if preset else (),
+        further=preset.further_denoisers(pipeline) if preset else {},
     )
 
 

@@ -27,8 +27,8 @@ from .options import (
     OpenedPair,
     OutOption,
     PairOption,
+    PairScheduleOption,
     PromptOption,
-    ScheduleOption,
     SeedOption,
     SmallOption,
     StepsOption,
@@ -47,7 +47,7 @@ def run(
     pair: PairOption = "reference",
     large: LargeOption = None,
     small: SmallOption = None,
-    schedule: ScheduleOption = "LSL",
+    schedule: PairScheduleOption = None,
     early: EarlyOption = None,
     late: LateOption = None,
     adapter: AdapterOption = None,
@@ -122,7 +122,15 @@ def run(
     }
     arguments = _call_arguments(opened, adapters, asked)
     progress = Progress(quiet=as_json)
-    with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, plugins=[progress]) as blend:
+    with enable(
+        opened.pipeline,
+        opened.small,
+        stages,
+        adapters=adapters,
+        reentry=reentry,
+        denoisers=opened.further,
+        plugins=[progress],
+    ) as blend:
         num_steps = num_steps or _default_of(opened.pipeline, "num_inference_steps")
         planned = plan_blend(blend, num_steps) if num_steps is not None else None
         if planned is not None and not as_json:
@@ -196,5 +204,7 @@ def _plan_loaded(
     from ..blend import enable
 
     opened = open_pair(manager, *pair)
-    with enable(opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry) as blend:
+    with enable(
+        opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, denoisers=opened.further
+    ) as blend:
         return plan_blend(blend, num_steps)
