@@ -59,7 +59,6 @@ class ExecutorName(str, enum.Enum):
     """Who runs the cells."""
 
     LOCAL = "local"
-    RAY = "ray"
 
 
 PairsOption = Annotated[

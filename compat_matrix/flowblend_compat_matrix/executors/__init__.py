@@ -30,7 +30,7 @@ class Executor(Protocol):
 
 
 def make_executor(name: str, num_workers: int) -> Executor:
-    """The executor of a name: ``"local"`` or ``"ray"``.
+    """The executor of a name: ``"local"``.
 
     Args:
         name: which.
@@ -38,7 +38,6 @@ def make_executor(name: str, num_workers: int) -> Executor:
 
     Raises:
         UsageError: there is none of that name.
-        ModuleNotFoundError: it needs an extra that is not installed.
     """
     if name == "local":
         from .local import LocalExecutor
