@@ -37,7 +37,7 @@ def plugins(ctx: typer.Context, as_json: JsonOption = False) -> None:
     for title, columns in (
         ("plugins", ("name", "distribution", "version", "hooks")),
         ("adapters", ("name", "family", "options", "traits", "plugin")),
-        ("pairs", ("name", "large", "small", "early", "late")),
+        ("pairs", ("name", "large", "small", "sizes", "schedule", "early", "late")),
         ("metrics", ("name",)),
     ):
         table = Table(title=title.capitalize(), title_justify="left", header_style="bold")
@@ -61,7 +61,17 @@ def list_plugins(manager: FlowblendPluginManager) -> dict[str, list[dict[str, An
         "plugins": rows,
         "adapters": [_adapter_row(manager, adapter) for adapter in adapters_by_name(manager).values()],
         "pairs": [
-            {"name": p.name, "large": str(p.large), "small": str(p.small), "early": p.early, "late": p.late}
+            {
+                "name": p.name,
+                "large": str(p.large),
+                "small": str(p.small),
+                "parameters": {letter: published.num_parameters for letter, published in p.published.items()},
+                "sizes": ", ".join(f"{k} {v.num_parameters / 1e9:.3g}B" for k, v in p.published.items()),
+                "schedule": p.schedule,
+                "early": p.early,
+                "late": p.late,
+                "source": p.source,
+            }
             for p in pairs_by_name(manager).values()
         ],
         "metrics": [{"name": name} for name in metrics_by_name(manager)],
