@@ -32,7 +32,9 @@ class EmbeddedBench:
             opened = open_pair(manager, pair, None, None)
             return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 
-        self.bench = Bench(load=load, prompts=own_prompts(preset, 1), call=dict(preset.call_defaults))
+        self.bench = Bench(
+            load=load, prompts=own_prompts(preset, num_prompts=1, num_seeds=1), call=dict(preset.call_defaults)
+        )
         self._runner = MatrixRunner(self.bench, pair, metrics_by_name(manager), num_repeats=1)
         self._baseline = self._runner.measure_baseline()
 
