@@ -137,10 +137,6 @@ def _mixes_in_the_call_before(kept: list[torch.Tensor], module: Any, output: Any
     return (output[0] + kept[-2] if len(kept) > 1 else output[0],)
 
 
-def _minds_offloading(kept: list[torch.Tensor], module: Any, output: Any) -> tuple[torch.Tensor]:
-    return (output[0] * (0.5 if hasattr(module, "_hf_hook") else 0.25),)
-
-
 CARRYING = AdapterTraits(family=Family.FEATURE_CACHING, carries_step_state=True)
 
 
@@ -163,7 +159,6 @@ def _forgets_its_factor(self: Scaled) -> None:
             "test_the_first_large_calls_after_the_small_stage_are_computed",
         ),
         ({"attach": hooked(_mixes_in_the_call_before)}, "test_guidance_branches_never_mix"),
-        ({"attach": hooked(_minds_offloading)}, "test_offloading_changes_nothing"),
         ({"attach": _leaves_an_attribute_on_the_small}, "test_disable_restores_everything"),
         ({"attach": _stays_on}, "test_disable_restores_everything"),
         ({"attach": _stays_on}, "test_a_failed_generation_leaves_nothing_behind"),
