@@ -20,7 +20,7 @@ USAGE, FAILURE = 2, 1
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--schedule", "LQL"], ["'LQL'", "denoiser Q", "L (large) and S (small)"]),
+        (["--schedule", "LQL"], ["'LQL'", "denoiser Q", "L (large), S (small)"]),
         (["--schedule", "lsl"], ["lsl", "LSL"]),
         (["--schedule", "L:3,S"], ["L:3,S", "cannot be read"]),
         (["--early", "0.7", "--late", "0.6"], ["0.7", "0.6", "overlap", "at most 1"]),

@@ -187,9 +187,7 @@ def test_a_still_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     shown = np.asarray(Image.open(tmp_path / "i.png"))
     assert shown.shape == (280, 448, 3)  # seven times, to 256 pixels and more
     np.testing.assert_array_equal(shown[::7, ::7], np.round(image * 255))
-    with pytest.raises(
-        OutputError, match=r"a still of shape \(40, 64\) cannot be written"
-    ):
+    with pytest.raises(OutputError, match=r"a still of shape \(40, 64\) cannot be written"):
         write_png(image[..., 0], tmp_path / "j.png")
     assert [path.name for path in tmp_path.iterdir()] == ["i.png"]
 

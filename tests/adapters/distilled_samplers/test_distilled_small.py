@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from flowblend_plugins.testing.contract import seen_calls
 from tests.adapters.distilled_samplers.lora_files import write_lora
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO
 
@@ -71,6 +73,19 @@ class TestDistilledSmall(AdapterContract):
         small.load_lora_adapter(lora, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
         pipe.transformer = small
         return generate(pipe, guidance_scale=1.0)
+
+    def test_guidance_branches_never_mix(self) -> None:
+        """Without guidance there is one branch: what is answered for the other is the same, whatever its text."""
+        pipe = self.make_pipeline()
+        with self.enabled(pipe, "LLL") as blend:
+            first = generate(pipe)
+            with seen_calls(blend, "S") as calls:
+                assert torch.equal(generate(pipe, negative_prompt_embeds=torch.ones(1, 8, 16)), first)
+            assert not torch.equal(generate(pipe, prompt_embeds=torch.ones(1, 8, 16)), first)
+        by_step = itertools.groupby(calls, key=lambda call: call.step.step_index)
+        for _, (cond, uncond) in by_step:
+            assert (cond.step.branch, uncond.step.branch) == ("cond", "uncond")
+            assert torch.equal(cond.output, uncond.output)
 
 
 @pytest.mark.parametrize("guidance_scale", [5.0, 1.7])

@@ -25,6 +25,7 @@ from flowblend_adapters.feature_caching.teacache.calibration import (
 )
 from flowblend_adapters.feature_caching.teacache.fits import read_fits, shipped_fits
 from flowblend_adapters.feature_caching.teacache.published import PROJECTED_TIME, TIME
+from flowblend_adapters.step_reduction.unipc import UniPC
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 from tests.adapters.feature_caching.test_teacache import fits_for_tiny_denoisers
@@ -222,9 +223,10 @@ def test_the_plan_of_a_signal_that_depends_on_content_is_not_known(monkeypatch: 
     fits = fits_for_tiny_denoisers()
     monkeypatch.setattr(estimates, "shipped_fits", lambda: fits)
     family = FAMILIES["ltx"]
-    pipe: Any = family.pipe("unipc")
-    with fb.enable(pipe, family.make_small(), adapters=[TeaCache(threshold=0.1)]) as blend:
-        assert blend.plan(10)[1] == [None]
+    pipe: Any = family.pipe()
+    levels = UniPC(num_inference_steps=4, sigmas=(1.0, 0.75, 0.5, 0.25))
+    with fb.enable(pipe, family.make_small(), "L:2,S:1,L:1", adapters=[TeaCache(threshold=0.1), levels]) as blend:
+        assert blend.plan(4)[1][0] is None
     with (
         fb.enable(family.pipe(), family.make_small(), adapters=[TeaCache(threshold=0.1)]) as blend,
         pytest.raises(fb.RoutingError, match="sets its timesteps when LTXPipeline is called"),
@@ -235,8 +237,9 @@ def test_the_plan_of_a_signal_that_depends_on_content_is_not_known(monkeypatch: 
 def test_run_plan_prints_it_and_makes_nothing(flowblend: Flowblend, tmp_path: Path) -> None:
     result = flowblend("run", "--plan", "--adapter", "teacache(threshold=1e6)", "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    schedule, plan = result.out.splitlines()
+    schedule, sigmas, plan = result.out.splitlines()
     assert schedule.startswith("LSL: L 1-")
+    assert sigmas.startswith("sigmas: 1, ")
     assert plan.startswith("teacache(threshold=1000000.0): compute 5, ")
     assert plan.endswith("of 20 steps are not computed)")
     assert not (tmp_path / "out").exists()
