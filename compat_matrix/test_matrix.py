@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from flowblend_compat_matrix.cells import CellSpec
-from flowblend_compat_matrix.contract import AGREEING
-from flowblend_compat_matrix.verdicts import Observed
+from flowblend_compat_matrix.verdicts import agrees
 from flowblend_plugins.schedule import StageSchedule
 
 STACKS = ((), ("first_block_cache(threshold=0.1)",), ("unipc(num_inference_steps=15)",), ("unipc", "flow_euler"))
@@ -22,4 +21,4 @@ def test_what_is_declared_is_what_is_seen(
 ) -> None:
     result = flowblend_embedded_bench("reference").measure(CellSpec(StageSchedule.parse(schedule), stack))
     assert result.declared is not None, result.reasons
-    assert Observed(result.observed) in AGREEING[result.declared], (result.declared, result.observed, result.reasons)
+    assert agrees(result.declared, result.observed), (result.declared, result.observed, result.reasons)

@@ -24,6 +24,7 @@ from flowblend_plugins.adapter import arguments_set_by
 from flowblend_plugins.errors import RoutingError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 from flowblend_plugins.replay import Recording
+from flowblend_plugins.traits import refusals_audited
 
 from .cells import CellSpec
 from .prompts import PromptSet
@@ -64,6 +65,7 @@ class Bench:
         call: keyword arguments of the pipeline call.
         steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
         guidance_is_asked: likewise ``guidance_scale``.
+        runs_refused: stacks that are declared incompatible are enabled all the same.
         plugins: plugin objects beside the installed ones.
         tick: told what begins, before every generation.
     """
@@ -74,6 +76,7 @@ class Bench:
     seed: int = 0
     steps_are_asked: bool = False
     guidance_is_asked: bool = False
+    runs_refused: bool = False
     plugins: tuple[Any, ...] = ()
     tick: Callable[[str], None] = lambda what: None
 
@@ -98,7 +101,10 @@ class Bench:
         if spec is None:
             yield None
             return
-        with enable(self.pipe, self.small, spec.schedule, adapters=spec.stack, plugins=self.plugins) as blend:
+        with (
+            refusals_audited() if self.runs_refused else contextlib.nullcontext(),
+            enable(self.pipe, self.small, spec.schedule, adapters=spec.stack, plugins=self.plugins) as blend,
+        ):
             yield blend
 
     def time_latents(self, spec: CellSpec | None, what: str) -> Timed:

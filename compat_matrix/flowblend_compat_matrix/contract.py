@@ -12,15 +12,7 @@ from flowblend_plugins.testing import AdapterContract
 
 from .cells import CellSpec
 from .embedded_bench import EmbeddedBench
-from .verdicts import Observed
-
-AGREEING = {
-    "composes": {Observed.PASS, Observed.DEGRADED},
-    "composes_with_reset": {Observed.PASS, Observed.DEGRADED},
-    "inert": {Observed.INERT},
-    "refused": {Observed.REFUSED},
-}
-"""What may be observed where a verdict is declared. Quality is no part of a declaration: see ``may_degrade``."""
+from .verdicts import Observed, agrees
 
 
 class EmbeddedPairContract(AdapterContract):
@@ -46,7 +38,7 @@ class EmbeddedPairContract(AdapterContract):
         seen = f"{result.id} on {result.pair}: {result.observed}. {' '.join(result.reasons)}"
         declared = result.declared
         assert declared is not None, f"nothing is declared. {seen}"
-        assert Observed(result.observed) in AGREEING[declared], f"declared {declared}, observed otherwise: {seen}"
+        assert agrees(declared, result.observed), f"declared {declared}, observed otherwise: {seen}"
         assert self.may_degrade or result.observed != Observed.DEGRADED.value, seen
 
     def test_benchmark_beside_large_only(self, flowblend_embedded_bench: Callable[[str], Any], benchmark: Any) -> None:

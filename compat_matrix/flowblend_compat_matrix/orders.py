@@ -53,6 +53,7 @@ class RunSettings:
         num_repeats: timed generations of each cell and of each of its controls.
         budget: below it a cell is degraded.
         is_sharing: controls are run once and common steps are not computed again; ``False`` is the control of that.
+        runs_refused: what is declared incompatible is run all the same.
         num_threads: of torch in each worker; ``None`` leaves it alone.
         cell_timeout_s: longest time between two messages of a worker (over a cell's videos, say, or one timed
             generation), after which its cell is given up; ``None`` waits for ever.
@@ -66,6 +67,7 @@ class RunSettings:
     num_repeats: int
     budget: QualityBudget = field(default_factory=QualityBudget)
     is_sharing: bool = True
+    runs_refused: bool = False
     num_threads: int | None = None
     cell_timeout_s: float | None = None
     memory_limit_mb: int | None = None

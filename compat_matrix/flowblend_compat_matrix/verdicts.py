@@ -24,7 +24,7 @@ class Observed(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class QualityBudget:
-    """How far a cell may be from large-only at the same seeds before it counts as degraded.
+    """How far a cell may be from large-only at the same seeds, and how slow, before it counts as degraded.
 
     20 dB and .75 lie between the published WAN clips of FlowBlending, LSL at 21.7-23.9 dB and .82-.84 and the small
     model alone at 10-12 dB. .96 is the share of similarity that the paper lets a schedule keep.
@@ -33,11 +33,31 @@ class QualityBudget:
         min_psnr_db: PSNR to large-only.
         min_ssim: SSIM to large-only.
         min_alignment_kept: prompt alignment as a fraction of large-only's.
+        min_speedup: speed-up over large-only. 0 by default, which holds nothing against a cell: times are of one
+            machine, and on the embedded pairs overheads show that vanish beside a real model.
     """
 
     min_psnr_db: float = 20.0
     min_ssim: float = 0.75
     min_alignment_kept: float = 0.96
+    min_speedup: float = 0.0
+
+
+AGREEING = {
+    "composes": {Observed.PASS, Observed.DEGRADED},
+    "composes_with_reset": {Observed.PASS, Observed.DEGRADED},
+    "inert": {Observed.INERT},
+    # Where it is run to audit the declaration, what is lost says that the refusal is right.
+    "refused": {Observed.REFUSED, Observed.BROKEN, Observed.DEGRADED},
+}
+"""What may be observed where a verdict is declared. Quality is no part of a declaration."""
+
+
+def agrees(declared: str | None, observed: str | None) -> bool:
+    """Whether what was seen is what the traits said. A cell that was skipped showed nothing."""
+    if observed == Observed.SKIPPED.value:
+        return True
+    return declared is not None and observed is not None and Observed(observed) in AGREEING[declared]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +72,7 @@ class Observation:
         num_other_forwards: calls that another denoiser than the large one answered.
         psnr_db, ssim: to large-only; ``None`` where identical.
         alignment, large_alignment: prompt alignment of the cell and of large-only.
+        speedup: over large-only.
     """
 
     is_large_alone: bool
@@ -65,6 +86,7 @@ class Observation:
     ssim: float | None
     alignment: float | None = None
     large_alignment: float | None = None
+    speedup: float | None = None
 
 
 def observe(seen: Observation, budget: QualityBudget) -> tuple[Observed, list[str]]:
@@ -114,6 +136,8 @@ def _degraded(seen: Observation, budget: QualityBudget) -> Iterator[str]:
                 f"Prompt alignment is {seen.alignment:.3f}, {kept:.1%} of large-only's {seen.large_alignment:.3f}, "
                 f"under the budget of {budget.min_alignment_kept:.0%}."
             )
+    if seen.speedup is not None and seen.speedup < budget.min_speedup:
+        yield f"It is {seen.speedup:.2f} times as fast as large-only, under the budget of {budget.min_speedup:g}."
 
 
 def _passed(seen: Observation, budget: QualityBudget) -> str:

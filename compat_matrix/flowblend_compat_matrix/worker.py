@@ -81,6 +81,7 @@ class _OpenPair:
             seed=order.seed,
             steps_are_asked=order.steps_are_asked,
             guidance_is_asked=order.guidance_is_asked,
+            runs_refused=settings.runs_refused,
             plugins=plugins,
         )
         self._settings = settings
@@ -91,6 +92,7 @@ class _OpenPair:
             settings.num_repeats,
             settings.budget,
             settings.is_sharing,
+            settings.runs_refused,
             lambda: timing_alone(settings.timing_lock),
         )
         self.baseline = self.runner.measure_baseline()

@@ -31,7 +31,7 @@ class Lethal(Adapter):
         if self.how == "hangs":
             time.sleep(3600)
         if self.how == "eats memory":
-            torch.zeros(2**36)
+            torch.zeros(2**48)  # more than there are addresses, however a system promises memory
         yield
 
 

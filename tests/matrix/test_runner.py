@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowblend_compat_matrix.baseline import Baseline
 from flowblend_compat_matrix.bench import Bench
 from flowblend_compat_matrix.cells import CellSpec
 from flowblend_compat_matrix.metrics import psnr_db, ssim
-from flowblend_compat_matrix.runner import Baseline, MatrixRunner, Measured
-from flowblend_compat_matrix.verdicts import QualityBudget
+from flowblend_compat_matrix.results import CellResult
+from flowblend_compat_matrix.runner import MatrixRunner, Measured
+from flowblend_compat_matrix.verdicts import QualityBudget, agrees
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.traits import Family
@@ -214,3 +216,31 @@ def test_a_pair_that_does_not_repeat_itself_is_no_baseline(make_bench: Callable[
     bench.pipe.transformer.register_forward_hook(lambda m, a, o: (o[0] + torch.rand(()),))
     with pytest.raises(FlowBlendError, match="does not repeat itself"):
         MatrixRunner(bench, "tiny", METRICS, 1).measure_baseline()
+
+
+def test_a_stack_of_which_no_cell_runs_gives_each_cell_once(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(plugins=(MisbehavingPlugin(),))
+    runner = MatrixRunner(bench, "tiny", METRICS, 1, ANYTHING_GOES)
+    baseline = runner.measure_baseline()
+    for stack, observed in ((("flow_euler", "unipc"), "refused"), (("misbehaving(how='raises')",), "broken")):
+        specs = [CellSpec(StageSchedule.named(name), stack) for name in ("LSL", "LSS")]
+        found = [one.result for one in runner.measure_stack(specs, baseline) if isinstance(one, Measured)]
+        assert sorted((one.id, one.observed) for one in found) == sorted((spec.id, observed) for spec in specs)
+
+
+def test_a_refusal_is_audited_by_running_it(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    traits = dataclasses.replace(Misbehaving.traits, needs_guidance_off=True)
+    monkeypatch.setattr(Misbehaving, "traits", traits)
+    bench = make_bench(plugins=(MisbehavingPlugin(),), runs_refused=True)
+    runner = MatrixRunner(bench, "tiny", METRICS, 1, ANYTHING_GOES, runs_refused=True)
+    baseline = runner.measure_baseline()
+
+    def audited(how: str) -> CellResult:
+        return runner.measure(CellSpec(StageSchedule.named("LSL"), (f"misbehaving(how={how!r})",)), baseline).result
+
+    right, wrong = audited("raises"), audited("nothing")
+    assert (right.declared, right.observed) == ("refused", "broken")
+    assert (wrong.declared, wrong.observed) == ("refused", "inert"), "it refuses what does no harm"
+    assert agrees(right.declared, right.observed)
+    assert not agrees(wrong.declared, wrong.observed)
+    assert "guidance is on" in wrong.declared_reasons[0]

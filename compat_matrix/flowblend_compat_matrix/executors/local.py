@@ -155,7 +155,11 @@ class _LocalWorker:
             raise FlowBlendError(
                 f"pair {batch.pair}: the worker process was lost over {self._now.what}, before any cell. {reason}"
             )
-        cell = next(cell for cell in batch.cells if cell.id == self._now.cell)
+        unfinished = [cell for cell in batch.cells if cell.id not in self._finished]
+        if not unfinished:  # it fell over its own end
+            return
+        # Lost after a cell and before the next one began: the next one it would have been.
+        cell = next((cell for cell in unfinished if cell.id == self._now.cell), unfinished[0])
         self._left_over = batch.without({*self._finished, cell.id})
         yield lost_cell(batch.pair, cell, failure, reason)
 
