@@ -98,7 +98,8 @@ def count_flops(trace: Trace) -> GenerationFlops | None:
 
 
 def over_prompts(name: str, metric: Metric, videos: Videos, wanted: Videos) -> tuple[float | None, float | None]:
-    """Mean and standard deviation over the prompts; infinite values (PSNR of equal videos) are no part of them."""
+    """Mean and standard deviation over the prompts; neither infinite values (PSNR of equal videos) nor NaN (a
+    metric that does not apply) are part of them."""
     try:
         values = [float(metric(video, other)) for video, other in zip(videos, wanted, strict=True)]
     except Exception as error:
@@ -126,7 +127,7 @@ def compare_videos(
                 result.psnr_db, result.psnr_db_std = mean, std
             elif name == "ssim":
                 result.ssim, result.ssim_std = mean, std
-            else:
+            elif mean is not None:
                 result.metrics[name] = {"mean": mean, "std": std}
     elif videos.shape[1] >= 3:
         result.metrics["flicker"] = {"mean": flicker(videos), "std": None}

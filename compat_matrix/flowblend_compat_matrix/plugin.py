@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,9 @@ REFERENCE_UNET = PairPreset(
 
 
 def _flicker(video: Any, wanted: Any) -> float:
-    """Of the video alone; the report sets it beside large-only's."""
+    """Of the video alone; the report sets it beside large-only's. Of a still there is none."""
     del wanted
-    return flicker(video)
+    return flicker(video) if len(video) >= 3 else math.nan
 
 
 @hookimpl
