@@ -65,4 +65,4 @@ def test_nothing_of_one_machine_and_no_pickle_is_tracked() -> None:
 
 def test_tracked_weights_stay_small() -> None:
     weights = [p for p in tracked_files() if p.suffix == ".safetensors"]
-    assert sum(p.stat().st_size for p in weights) < 24e6
+    assert sum(p.stat().st_size for p in weights) < 32e6

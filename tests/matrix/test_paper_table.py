@@ -97,7 +97,19 @@ def test_a_column_that_cannot_be_made_is_said_to_be_missing(record: dict[str, An
 
 
 def test_the_columns_are_those_of_the_issue() -> None:
-    adapters = [[read_spec(text)[0] for text in column.stack] for column in COLUMNS]
-    assert adapters == [["unipc"], ["dpmpp_2m"], ["distilled"], ["unipc", "distilled_small"]]
+    adapters = [[read_spec(text)[0] for text in column.spec("LSL").stack] for column in COLUMNS]
+    assert adapters == [["unipc"], ["dpmpp_2m"], ["distilled"], ["distilled_small"]]
     published = COLUMNS[0].published
     assert published["LSL"] / published["LLL"] == pytest.approx(0.6418, abs=1e-4)
+
+
+def test_each_denoiser_of_ldl_is_sampled_at_its_own_levels() -> None:
+    column = COLUMNS[-1]
+    blend, alone = column.spec("LSL"), column.spec("SSS")
+    assert blend.schedule.text == "L:10,S:3,L:3"  # large steps until the first of the small one's levels in its stage
+    levels = read_spec(blend.stack[0])[1]["sigmas"]
+    assert levels[:10] == pytest.approx([1.0 - index / 20 for index in range(10)], abs=1e-2)
+    assert levels[10:13] == pytest.approx([0.5, 0.375, 0.25], abs=1e-2)  # of the eight that it was distilled at
+    assert levels[13:] == pytest.approx([0.125, 0.1, 0.05], abs=1e-2)
+    assert alone.stack == ("distilled(num_inference_steps=8)",)
+    assert column.spec("LLL").stack == ("unipc(num_inference_steps=20)",)

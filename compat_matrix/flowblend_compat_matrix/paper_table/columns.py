@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from flowblend_adapters.distilled_samplers.own_levels import mix_levels
 from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE, StageSchedule
 
 from ..cells import CellSpec
+from ..plugin import REFERENCE
 
 CONTROL = "LLL"
 """The row that every other one of its column is held against."""
@@ -39,6 +43,38 @@ class Column:
         return CellSpec(StageSchedule.named(schedule, DEFAULT_EARLY, DEFAULT_LATE), stack)
 
 
+@dataclass(frozen=True)
+class OwnLevelsColumn(Column):
+    """A distilled small denoiser between undistilled large steps, each at its own noise levels, with its own guidance.
+
+    So the paper's LTX runs are counted: 20 of 40 large steps and 4 of 8 distilled ones. Small-only is the distilled
+    sampler alone.
+    """
+
+    def spec(self, schedule: str) -> CellSpec:
+        named = super().spec(schedule)
+        if schedule == CONTROL:
+            return named
+        if named.schedule.letters == {"S"}:
+            return CellSpec(named.schedule, ("distilled(num_inference_steps=8)",))
+        dense = _large_levels(20)
+        letters = [one.denoiser for one in named.schedule.assignments(len(dense))]
+        few = json.loads((REFERENCE.distilled["small-8"] / "distilled.json").read_text())["sigmas"]
+        mixed = mix_levels(dense, letters, few)
+        assert mixed is not None, "every stage of the small denoiser holds some of its eight levels"
+        levels = ", ".join(f"{level:.6g}" for level in mixed.sigmas)
+        return CellSpec(StageSchedule.parse(mixed.schedule), (f"distilled_small(sigmas=({levels}))",))
+
+
+def _large_levels(num_steps: int) -> list[float]:
+    """Noise levels of the pair's own sampler, without the final 0."""
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler: Any = UniPCMultistepScheduler.from_pretrained(REFERENCE.large, subfolder="scheduler")
+    scheduler.set_timesteps(num_steps)
+    return scheduler.sigmas[:-1].tolist()
+
+
 COLUMNS = (
     Column(
         "50 UniPC",
@@ -55,9 +91,9 @@ COLUMNS = (
         published_setting="LTX-Video 13B/2B, 20 steps of DPM++, L on half of them under LSL",
     ),
     Column("8 distilled", ("distilled(num_inference_steps=8)",)),
-    Column(
+    OwnLevelsColumn(
         "20 UniPC, S distilled",
-        ("unipc(num_inference_steps=20)", "distilled_small"),
+        ("distilled_small(sigmas=...)",),
         control=("unipc(num_inference_steps=20)",),
         published={"LLL": 3496, "LSL": 1774, "SSS": 51},
         published_setting="LTX-Video 13B and distilled 2B, L on 20 of 40 steps under LDL, DDD 8 calls without guidance",
