@@ -10,6 +10,7 @@ A multiply-add counts as 2. ``docs/flops.md`` says how the published figures are
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,8 +79,12 @@ def _describe(value: Any) -> Any:
     return OpaqueInput(kind.__qualname__)
 
 
+# A count follows from class, config and shapes alone, so every trace of a process may use it.
+_COUNTED: weakref.WeakKeyDictionary[type, dict[tuple[str, str], ForwardFlops]] = weakref.WeakKeyDictionary()
+
+
 class FlopCounter:
-    """Counts forwards of one denoiser, each combination of input shapes once.
+    """Counts forwards of one denoiser, each combination of input shapes once in a process.
 
     Args:
         denoiser_class: a diffusers model class.
@@ -89,7 +94,7 @@ class FlopCounter:
     def __init__(self, denoiser_class: Any, config: Mapping[str, Any]) -> None:
         self._class = denoiser_class
         self._config = dict(config)
-        self._counted: dict[str, ForwardFlops] = {}
+        self._config_key = repr(sorted(self._config.items()))
 
     @classmethod
     def of(cls, denoiser: nn.Module) -> FlopCounter:
@@ -98,10 +103,11 @@ class FlopCounter:
 
     def count(self, inputs: CallInputs, skipped: frozenset[str] = frozenset()) -> ForwardFlops:
         """FLOPs of one forward with these inputs; see :func:`count_forward`."""
-        key = repr((inputs.args, sorted(inputs.kwargs.items()), sorted(skipped)))
-        if key not in self._counted:
-            self._counted[key] = count_forward(self._class, self._config, inputs, skipped)
-        return self._counted[key]
+        key = self._config_key, repr((inputs.args, sorted(inputs.kwargs.items()), sorted(skipped)))
+        counted = _COUNTED.setdefault(self._class, {})
+        if key not in counted:
+            counted[key] = count_forward(self._class, self._config, inputs, skipped)
+        return counted[key]
 
 
 def count_forward(

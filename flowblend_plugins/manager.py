@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.metadata
 import inspect
 import os
@@ -268,12 +269,19 @@ def _adapter_problem(adapter: Any) -> str | None:
         return "its name is no Python identifier"
     if not isinstance(getattr(adapter, "traits", None), AdapterTraits):
         return "its traits are no AdapterTraits"
+    if problem := _types_problem(adapter):
+        return problem
+    if inspect.isabstract(adapter):
+        return f"it does not implement {', '.join(sorted(adapter.__abstractmethods__))}"
+    return None
+
+
+@functools.lru_cache(maxsize=256)  # every blend makes a manager, and this is most of the time it takes
+def _types_problem(adapter: type[Adapter]) -> str | None:
     try:
         typing.get_type_hints(adapter)
     except Exception as error:
         return f"the types of its options cannot be read ({_cause(error)}); import them outside TYPE_CHECKING"
-    if inspect.isabstract(adapter):
-        return f"it does not implement {', '.join(sorted(adapter.__abstractmethods__))}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_nothing_is_counted_until_asked_and_each_shape_once(monkeypatch: pytest.
 
     original = flops.count_forward
     monkeypatch.setattr(flops, "count_forward", count)
+    monkeypatch.setattr(flops, "_COUNTED", weakref.WeakKeyDictionary())  # whatever other tests have counted
     pipe = tiny_wan_pipeline()
     with fb.enable(pipe, tiny_wan_denoiser(), "LSL") as blend:
         generate(pipe)
