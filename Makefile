@@ -19,8 +19,8 @@ install: $(INSTALLED)  ## create .venv with the tested versions
 demo: $(INSTALLED)  ## FlowBlending on the embedded pair: videos and a report in out/demo
 	$(BIN)/flowblend matrix run --pair reference --out out/demo
 
-test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## ruff, pyright, import contracts
 	$(BIN)/ruff check .

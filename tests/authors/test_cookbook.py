@@ -24,7 +24,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def python(*arguments: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    # A test run in a worker process of pytest-xdist is not one itself: its benchmarks are to be run.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=280
     )
