@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,22 @@ import torch
 
 from flowblend_plugins.manager import FlowblendPluginManager, make_plugin_manager
 
+_ALWAYS_THERE = ("flowblend-plugins", "torch", "diffusers", "transformers")
+_USED_BY_ADAPTERS = ("cache-dit", "DeepCache", "peft")
+
 
 def describe_environment(
     manager: FlowblendPluginManager | None = None, num_threads: int | None = None
 ) -> dict[str, Any]:
     """Versions, plugins, machine and threads of a worker (``None``: torch's choice), as plain JSON values."""
-    packages = ("flowblend-plugins", "torch", "diffusers", "transformers")
-    plugins = {
-        name: origin
-        for name, origin in (manager or make_plugin_manager()).origins.items()
-        if origin.distribution is not None
-    }
+    manager = manager or make_plugin_manager()
+    plugins = {name: origin for name, origin in manager.origins.items() if origin.distribution is not None}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: importlib.metadata.version(name) for name in _ALWAYS_THERE},
+        "packages": dict(_installed(_USED_BY_ADAPTERS)),
+        "adapters": dict(sorted(_distributions_of_adapters(manager))),
         "plugins": {name: f"{plugin.distribution} {plugin.version}" for name, plugin in sorted(plugins.items())},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
@@ -35,6 +38,21 @@ def describe_environment(
         "num_threads": num_threads or torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def _installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
+
+
+def _distributions_of_adapters(manager: FlowblendPluginManager) -> Iterator[tuple[str, str]]:
+    """Which distribution each adapter comes from; one that was passed as an object has none."""
+    for implementation in manager.hook.flowblend_register_adapters.get_hookimpls():
+        origin = manager.origin(implementation.plugin)
+        given: Any = implementation.function()
+        for adapter in given or ():
+            yield adapter.name, f"{origin.distribution} {origin.version}" if origin.distribution else "none"
 
 
 def _cpu_name() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .executors import Executor
+from .expectations import Expectation, hold_against
 from .folder import write_files, write_matrix, write_report
 from .orders import Batch, Began, Controls, Outcome, RunSettings
 from .results import CellResult, Matrix
@@ -22,13 +23,14 @@ def measure_matrix(
     matrix: Matrix,
     folder: Path,
     progress: ProgressBar,
+    expectations: Sequence[Expectation] = (),
 ) -> Path:
     """Measure all cells of ``batches`` into ``matrix`` and the folder; gives the path of the report.
 
     ``matrix.json`` is written while cells are finished, so an interruption loses those in hand alone: what is finished
     is reported before the ``KeyboardInterrupt`` goes on.
     """
-    keeper = _Keeper(matrix, folder, batches)
+    keeper = _Keeper(matrix, folder, batches, expectations)
     messages = executor.run(settings, batches)
     try:
         with closing(cast(Any, messages)):
@@ -52,8 +54,12 @@ def measure_matrix(
 class _Keeper:
     """Puts what comes back where it belongs: the cells in their planned order, the files in the folder."""
 
-    def __init__(self, matrix: Matrix, folder: Path, batches: Sequence[Batch]) -> None:
-        self._matrix, self._folder = matrix, folder
+    def __init__(
+        self, matrix: Matrix, folder: Path, batches: Sequence[Batch], expectations: Sequence[Expectation]
+    ) -> None:
+        self._matrix, self._folder, self._expectations = matrix, folder, expectations
+        for cell in matrix.cells:
+            hold_against(cell, expectations)
         planned = [(cell.pair, cell.id) for cell in matrix.cells]  # of the run that is resumed
         planned += [(batch.pair, cell.id) for batch in batches for cell in batch.cells]
         self._place = {key: number for number, key in enumerate(planned)}
@@ -73,6 +79,7 @@ class _Keeper:
     def keep(self, outcome: Outcome) -> None:
         result, work = outcome.result, self._matrix.run.work
         write_files(self._folder, outcome.files)
+        hold_against(result, self._expectations)
         self._matrix.cells.append(result)
         self._matrix.cells.sort(key=lambda cell: self._place[cell.pair, cell.id])
         work.num_forwards += result.num_forwards_run

@@ -1,6 +1,7 @@
 """The ``flowblend`` command. Its commands come from plugins, our own included, through ``flowblend_register_commands``.
 
-Exit codes: 0 done; 1 something found or made on the way is wrong; 2 the command line itself is; 130 interrupted.
+Exit codes: 0 done; 1 something found or made on the way is wrong; 2 the command line itself is; 3 a
+matrix was measured and does not pass; 130 interrupted.
 Set ``FLOWBLEND_TRACEBACK=1`` to see where an error was raised.
 """
 

@@ -71,6 +71,7 @@ def test_a_flag_wins_over_the_file(flowblend: Any, tmp_path: Path) -> None:
 
 ORDER = PairOrder(name="tiny", preset=None, num_prompts=2, call={"steps": 4}, early=0.4, late=0.2)
 SETTINGS = RunSettings(pairs=(ORDER,), num_repeats=3)
+PLANNED = {("tiny", "LLL"), ("tiny", "LSL")}
 
 
 def interrupted(**changes: Any) -> Matrix:
@@ -112,7 +113,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
     batches = order_batches("tiny", plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")]))
-    results = resume(folder, interrupted(), SETTINGS)
+    results, news = resume(folder, interrupted(), SETTINGS, PLANNED)
+    assert news is None
     assert [cell.id for cell in results.cells] == ["LLL"]
     assert results.run.pairs[0].pipeline == "WanPipeline"
     assert [[cell.id for cell in batch.cells] for batch in unfinished(batches, results)] == [["LSL"]]
@@ -120,23 +122,55 @@ def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
 
 def test_without_results_it_begins(tmp_path: Path) -> None:
     fresh = interrupted()
-    assert resume(tmp_path, fresh, SETTINGS) is fresh
+    assert resume(tmp_path, fresh, SETTINGS, PLANNED) == (fresh, None)
 
 
 @pytest.mark.parametrize(
-    ("run", "order", "torch", "said"),
+    ("run", "order", "planned", "said"),
     [
-        ({"num_repeats": 5}, {}, "2.13", "num_repeats was 3 and is now 5"),
-        ({}, {"seed": 7}, "2.13", "tiny: seed was 0 and is now 7"),
-        ({}, {"call": {"steps": 8}}, "2.13", "tiny: call was"),
-        ({}, {"num_prompts": 3}, "2.13", "tiny: number of videos was 2 and is now 3"),
-        ({}, {}, "2.14", "torch was '2.13' and is now '2.14'"),
+        ({"num_repeats": 5}, {}, {("tiny", "LLL")}, "num_repeats was 3 and is now 5"),
+        ({"runs_refused": True}, {}, {("tiny", "LLL")}, "runs_refused was False and is now True"),
+        ({}, {"seed": 7}, {("tiny", "LLL")}, "tiny: seed was 0 and is now 7"),
+        ({}, {"call": {"steps": 8}}, {("tiny", "LLL")}, "tiny: call was"),
+        ({}, {"num_prompts": 3}, {("tiny", "LLL")}, "tiny: number of videos was 2 and is now 3"),
+        ({}, {}, {("tiny", "LSL")}, "1 finished cells are no longer asked for ('LLL' among them)"),
     ],
 )
-def test_what_has_changed_is_named(folder: Path, run: Any, order: Any, torch: str, said: str) -> None:
+def test_what_has_changed_is_named(folder: Path, run: Any, order: Any, planned: Any, said: str) -> None:
     fresh = interrupted(**run)
-    fresh.environment["torch"] = torch
     settings = dataclasses.replace(SETTINGS, pairs=(dataclasses.replace(ORDER, **order),))
     with pytest.raises(UsageError, match="--resume") as error:
-        resume(folder, fresh, settings)
+        resume(folder, fresh, settings, planned)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "now"), [("torch", "2.14"), ("device", "another processor")])
+def test_with_another_torch_or_machine_everything_is_measured_again(folder: Path, name: str, now: str) -> None:
+    fresh = interrupted()
+    fresh.environment[name] = now
+    results, news = resume(folder, fresh, SETTINGS, PLANNED)
+    assert results.cells == []
+    assert news is not None
+    assert name in news
+    assert f"is now {now}" in news
+
+
+def test_with_another_version_of_an_adapter_its_cells_are_measured_again(tmp_path: Path) -> None:
+    def matrix(version: str, extra: str) -> Matrix:
+        made = interrupted()
+        made.environment |= {"adapters": {"ours": "ours 1", "theirs": f"theirs {version}"}, "packages": {"peft": extra}}
+        return made
+
+    earlier = matrix("1.0", "0.1")
+    earlier.cells = [
+        CellResult(id=" + ".join(["LSL", *stack]), pair="tiny", schedule="LSL", adapters=list(stack), observed="pass")
+        for stack in ((), ("ours(x=1)",), ("theirs(y=2)",), ("ours(x=1)", "theirs(y=2)"))
+    ]
+    planned = {(cell.pair, cell.id) for cell in earlier.cells}
+    write_matrix(tmp_path, earlier)
+    results, news = resume(tmp_path, matrix("1.1", "0.1"), SETTINGS, planned)
+    assert [cell.id for cell in results.cells] == ["LSL", "LSL + ours(x=1)"]
+    assert news == ("2 of 4 finished cells are stale and measured again: theirs was theirs 1.0 and is now theirs 1.1.")
+    # What adapters build on is as good as the adapters themselves.
+    results, _ = resume(tmp_path, matrix("1.0", "0.2"), SETTINGS, planned)
+    assert [cell.id for cell in results.cells] == ["LSL"]

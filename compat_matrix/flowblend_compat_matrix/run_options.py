@@ -1,0 +1,153 @@
+"""The options of ``flowblend matrix run``, and those that its results are judged by."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowblend_plugins.traits import Family
+
+from .cells import PAPER_SCHEDULES
+from .gate import FailOn
+
+DEFAULT_PAIR = "reference"
+DEFAULT_PROMPTS = 8
+DEFAULT_REPEATS = 3
+REPEATS_OF_MANY = 2
+MANY_CELLS = 200
+
+
+class ExecutorName(str, enum.Enum):
+    """Who runs the cells."""
+
+    LOCAL = "local"
+
+
+# -- what is run -----------------------------------------------------------------------------------------------------
+
+PairsOption = Annotated[
+    list[str] | None,
+    typer.Option("--pair", help=f"A registered pair by name; may be repeated.  [default: {DEFAULT_PAIR}]"),
+]
+SchedulesOption = Annotated[
+    list[str] | None,
+    typer.Option("--schedule", help=f"A schedule to try; may be repeated.  [default: {', '.join(PAPER_SCHEDULES)}]"),
+]
+StacksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help='An acceleration to cross with every schedule, as "name(option=value)"; join several with "+" to stack '
+        "them. May be repeated: each is tried for itself.",
+    ),
+]
+FamiliesOption = Annotated[
+    list[Family] | None,
+    typer.Option("--family", help="Cross every installed adapter of this family too, at its suggested settings."),
+]
+AllOption = Annotated[
+    bool, typer.Option("--all-adapters", help="Cross every installed adapter, third-party ones included.")
+]
+DepthOption = Annotated[
+    int,
+    typer.Option(
+        "--depth",
+        min=1,
+        max=4,
+        help="Stack the adapters on each other too: 2 for all pairs, 3 for triples as well; each at the first of its "
+        "settings.",
+    ),
+]
+RefusedOption = Annotated[
+    bool,
+    typer.Option(
+        "--run-refused", help="Run what is declared incompatible too: a refused cell that holds is unexpected."
+    ),
+]
+PromptsOption = Annotated[
+    int | None,
+    typer.Option("--prompts", min=1, help=f"How many of the pair's own prompts.  [default: {DEFAULT_PROMPTS}, or all]"),
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt, each from its own noise.")]
+RepeatsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--repeats",
+        min=1,
+        help=f"Timed generations of each cell and each of its controls.  [default: {DEFAULT_REPEATS}; "
+        f"{REPEATS_OF_MANY} for more than {MANY_CELLS} cells]",
+    ),
+]
+PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="[default: the pair's]")]
+
+# -- how it is run ---------------------------------------------------------------------------------------------------
+
+ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="Where cells run.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Worker processes; they never time anything at the same moment.")
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--cell-timeout", min=0.1, help="Seconds after which a part of a cell that does not end is given up."),
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option("--memory-limit", min=1, help="Megabytes that a worker may take beyond what its pair needs to load."),
+]
+SharingOption = Annotated[
+    bool, typer.Option("--sharing/--no-sharing", help="Compute once what cells have in common; never for timing.")
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with what DIR holds of an interrupted run; what is stale there is measured again."
+    ),
+]
+
+# -- what it is held to ----------------------------------------------------------------------------------------------
+
+MinPsnrOption = Annotated[
+    float, typer.Option("--min-psnr-db", help="Budget: below this PSNR to large-only a cell is degraded.")
+]
+MinSsimOption = Annotated[float, typer.Option("--min-ssim", help="Budget: the same of SSIM.")]
+MinAlignmentOption = Annotated[
+    float,
+    typer.Option("--min-alignment-kept", help="Budget: the same of prompt alignment, as a fraction of large-only's."),
+]
+MinSpeedupOption = Annotated[
+    float, typer.Option("--min-speedup", help="Budget: the same of the speed-up over large-only; 0 asks for none.")
+]
+ExpectationsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--expectations",
+        metavar="FILE",
+        help="Known outcomes with their reasons, beside those that are shipped; may be repeated, the last one counts.",
+    ),
+]
+FailOnOption = Annotated[
+    list[FailOn] | None,
+    typer.Option(
+        "--fail-on",
+        help="What makes the exit code 3, where no expectation foresees it; may be repeated.  [default: unexpected]",
+    ),
+]
+ReportFailOnOption = Annotated[
+    list[FailOn] | None,
+    typer.Option("--fail-on", help="What makes the exit code 3; may be repeated.  [default: nothing]"),
+]
+JunitOption = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write the cells as JUnit XML for a CI server.")
+]
+SummaryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--summary",
+        metavar="FILE",
+        help="Write a summary in GitHub's Markdown; on GitHub Actions the job's page gets one in any case.",
+    ),
+]
