@@ -52,7 +52,10 @@ class Adapter(abc.ABC):
     """Facts about the technique, from which the core judges what it stacks with."""
 
     suggested: ClassVar[tuple[str, ...]] = ()
-    """Settings worth trying, the careful one first, as ``"name(option=value)"``: what the matrix takes of a family."""
+    """Settings worth trying, the careful one first, as ``"name(option=value)"``: what the matrix takes of a family.
+
+    ``--all-adapters`` does not try an adapter that says ``suggested = ()`` itself; one that says nothing it tries as it is.
+    """
 
     @abc.abstractmethod
     def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:

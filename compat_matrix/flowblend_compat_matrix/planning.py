@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from flowblend_plugins.adapter import Adapter
 from flowblend_plugins.adapter_spec import adapter_from_spec
 from flowblend_plugins.errors import AdapterError, UsageError
 from flowblend_plugins.manager import FlowblendPluginManager, adapters_by_name
@@ -29,18 +30,32 @@ def suggested_stacks(manager: FlowblendPluginManager, family: Family) -> list[st
 
 
 def all_stacks(manager: FlowblendPluginManager) -> list[str]:
-    """Every registered adapter at the settings it suggests; one that suggests none as it is, if it can be."""
+    """Every registered adapter at the settings it suggests; one that says nothing of any as it is, if it can be."""
     known = adapters_by_name(manager)
     found: list[str] = []
     for name, adapter in known.items():
         found += adapter.suggested
-        if not adapter.suggested:
+        if not adapter.suggested and not suggests_none(adapter):
             try:
                 adapter_from_spec(name, known)
             except AdapterError:  # it has options without a default, and nobody says what they might be
                 continue
             found.append(name)
     return found
+
+
+def suggests_none(adapter: type[Adapter]) -> bool:
+    """Whether an adapter says itself that it is not to be tried unasked: ``suggested = ()``.
+
+    Those are set-ups that are found on a pipeline, and methods whose weights would have to be downloaded first.
+    """
+    return "suggested" in vars(adapter) and not adapter.suggested
+
+
+def left_out(manager: FlowblendPluginManager) -> list[str]:
+    """Names of registered adapters that :func:`all_stacks` leaves out."""
+    tried = {text.partition("(")[0].strip() for text in all_stacks(manager)}
+    return [name for name in adapters_by_name(manager) if name not in tried]
 
 
 def combinations(singles: Iterable[Stack], depth: int) -> list[Stack]:

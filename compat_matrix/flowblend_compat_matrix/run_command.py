@@ -33,7 +33,7 @@ from . import run_options as options
 from .cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
 from .config_file import ConfigOption
 from .gate import DEFAULT, conclude
-from .planning import all_stacks, check_depth, combinations, shown_prompts, suggested_stacks
+from .planning import all_stacks, check_depth, combinations, left_out, shown_prompts, suggested_stacks
 from .verdicts import QualityBudget
 
 
@@ -114,6 +114,8 @@ def run(
     stacks = [
         parse_stack(text) for text in (*(adapter or ()), *suggested, *(all_stacks(manager) if all_adapters else ()))
     ]
+    if all_adapters and (names_left_out := left_out(manager)):
+        typer.echo(f"--all-adapters leaves out {', '.join(names_left_out)}: they suggest no setting.", err=True)
     check_depth(depth, stacks)
     stacks = list(dict.fromkeys([*stacks, *combinations(stacks, depth)]))
     for stack in stacks:

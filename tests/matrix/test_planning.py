@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from flowblend_compat_matrix.cells import plan_cells
 from flowblend_compat_matrix.folder import write_matrix
 from flowblend_compat_matrix.orders import PairOrder, RunSettings, order_batches
-from flowblend_compat_matrix.planning import all_stacks, check_depth, combinations, num_threads_each
+from flowblend_compat_matrix.planning import all_stacks, check_depth, combinations, left_out, num_threads_each
 from flowblend_compat_matrix.results import CellResult, Matrix, PairRecord, RunRecord
 from flowblend_compat_matrix.resume import resume, unfinished
-from flowblend_plugins import StageSchedule
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
+from flowblend_plugins.traits import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysNothing(Adapter):
+    name: ClassVar[str] = "says_nothing"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.FEATURE_CACHING)
+
+    def attach(self, target: AttachTarget) -> Any:
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantsNone(SaysNothing):
+    name: ClassVar[str] = "wants_none"
+    suggested: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantsAnOption(SaysNothing):
+    name: ClassVar[str] = "wants_an_option"
+    how: str
+
+
+class Unheard:
+    @hookimpl
+    def flowblend_register_adapters(self) -> list[type[Adapter]]:
+        return [SaysNothing, WantsNone, WantsAnOption]
 
 
 def test_combinations_are_of_different_adapters_at_their_first_setting() -> None:
@@ -29,9 +59,13 @@ def test_combinations_are_of_different_adapters_at_their_first_setting() -> None
 
 
 def test_all_adapters_are_all_that_are_registered() -> None:
-    manager = make_plugin_manager()
+    manager = make_plugin_manager([Unheard()])
     named = {text.partition("(")[0] for text in all_stacks(manager)}
     assert named >= {name for name, adapter in adapters_by_name(manager).items() if adapter.suggested}
+    # One that says nothing is tried as it is; one that says "nothing" is not, and neither is one that cannot be made.
+    assert {"says_nothing"} == named & {"says_nothing", "wants_none", "wants_an_option"}
+    assert named.isdisjoint(left_out(manager))
+    assert named | set(left_out(manager)) == set(adapters_by_name(manager))
 
 
 @pytest.mark.parametrize(

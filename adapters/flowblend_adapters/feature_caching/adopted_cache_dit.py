@@ -30,6 +30,7 @@ class AdoptedCacheDit(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_cache_dit"
+    suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = replace(CACHE_DIT_TRAITS, wraps=None)  # not put on here, so in nobody's way
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:

@@ -72,6 +72,7 @@ class AdoptedDiffusersCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_diffusers_cache"
+    suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

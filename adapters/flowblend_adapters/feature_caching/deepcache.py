@@ -99,6 +99,7 @@ class AdoptedDeepCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_deepcache"
+    suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = replace(_TRAITS, wraps=None)  # not put on here, so it is in nobody's way
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:

@@ -32,6 +32,7 @@ class AdoptedTeaCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_teacache"
+    suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING, carries_step_state=True, min_useful_steps=3, wraps="forward"
     )
