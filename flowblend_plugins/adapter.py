@@ -54,7 +54,7 @@ class Adapter(abc.ABC):
     suggested: ClassVar[tuple[str, ...]] = ()
     """Settings worth trying, the careful one first, as ``"name(option=value)"``: what the matrix takes of a family.
 
-    ``--all-adapters`` does not try an adapter that says ``suggested = ()`` itself; one that says nothing it tries as it is.
+    One that says ``suggested = ()`` itself is not tried unasked; one that says nothing is tried as it is.
     """
 
     @abc.abstractmethod
