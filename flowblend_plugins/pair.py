@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterable
@@ -110,6 +111,7 @@ def _call_differences(pipe: Any, large_class: type, small_class: type) -> Iterab
         yield Difference("arguments needed by forward()", "without them", f"with {', '.join(unmet)}", remedy)
 
 
+@functools.lru_cache(maxsize=64)  # parsing takes milliseconds, and every enable() asks
 def _keywords_in_call(pipeline_class: type) -> set[str]:
     """Keywords of every call made in a pipeline's ``__call__``; empty where its source is not at hand."""
     try:

@@ -80,8 +80,13 @@ def _class_names(instance: Any) -> tuple[str, ...]:
 
 def _branches_called_apart(pipe: Any) -> bool | None:
     """Read off the cache contexts in the pipeline's source; ``None`` where it opens none."""
+    return _opens_uncond_context(inspect.unwrap(type(pipe).__call__))
+
+
+@functools.lru_cache(maxsize=64)
+def _opens_uncond_context(call: Any) -> bool | None:
     try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+        source = inspect.getsource(call)
     except (OSError, TypeError):  # no source on this machine
         return None
     names = set(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source))

@@ -81,6 +81,8 @@ class Bench:
     tick: Callable[[str], None] = lambda what: None
 
     def __post_init__(self) -> None:
+        self._known: dict[tuple[str, ...], dict[str, Any]] = {}  # what stacks set, with these plugins
+        self._known_with = self.plugins
         self.reload()
 
     def reload(self) -> None:
@@ -159,11 +161,16 @@ class Bench:
 
     def call_arguments(self, spec: CellSpec | None) -> dict[str, Any]:
         """The call without prompts; what an adapter sets is left to it."""
-        set_by_adapters: dict[str, Any] = {}
-        if spec is not None and spec.stack:
-            set_by_adapters = arguments_set_by(make_adapters(make_plugin_manager(self.plugins), spec.stack))
+        set_by_adapters = self._set_by(spec.stack) if spec is not None and spec.stack else {}
         asked = {"num_inference_steps": self.steps_are_asked, "guidance_scale": self.guidance_is_asked}
         return {name: value for name, value in self.call.items() if name not in set_by_adapters or asked[name]}
+
+    def _set_by(self, stack: tuple[str, ...]) -> dict[str, Any]:
+        if self._known_with is not self.plugins:
+            self._known, self._known_with = {}, self.plugins
+        if stack not in self._known:
+            self._known[stack] = arguments_set_by(make_adapters(make_plugin_manager(self.plugins), stack))
+        return self._known[stack]
 
     def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> dict[str, Any]:
         generators = [torch.Generator("cpu").manual_seed(seed + number) for number in range(len(texts))]
