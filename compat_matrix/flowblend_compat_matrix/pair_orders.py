@@ -46,6 +46,7 @@ def order_pair(
     call: Mapping[str, Any],
     early: float | None,
     late: float | None,
+    default_prompts: int = DEFAULT_PROMPTS[0],
 ) -> PairOrder:
     """What a worker is told of one pair; what is not asked for is the pair's own.
 
@@ -63,7 +64,7 @@ def order_pair(
         large=large,
         small=small,
         prompts=None if prompt is None else (prompt,),
-        num_prompts=_num_prompts(preset, prompt, prompts),
+        num_prompts=_num_prompts(preset, prompt, prompts, default_prompts),
         num_seeds=num_seeds,
         seed=seed,
         call=(dict(preset.call_defaults) if preset else {}) | dict(call),
@@ -106,15 +107,15 @@ def known_outcomes(
     return [*shipped_expectations(at_own_point), *own]
 
 
-def _num_prompts(preset: PairPreset | None, prompt: str | None, count: int | None) -> int:
+def _num_prompts(preset: PairPreset | None, prompt: str | None, count: int | None, default: int) -> int:
     """How many of the pair's own prompts; refused before anything is loaded where it has none or too few."""
     if prompt is not None:
         return 1
     if preset is not None and preset.name in EMBEDDED:
-        return count or DEFAULT_PROMPTS
+        return count or default
     num_own = len(preset.example_prompts) if preset is not None else 0
     if not num_own:
         raise UsageError("this pair has no prompts of its own. Say what to show with --prompt.")
     if count is not None and count > num_own:
         raise UsageError(f"--prompts {count}: this pair has {num_own} of its own.")
-    return count or min(num_own, DEFAULT_PROMPTS)
+    return count or min(num_own, default)

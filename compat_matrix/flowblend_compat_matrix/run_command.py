@@ -131,21 +131,23 @@ def run(
     from .resume import unfinished
     from .session import ProgressBar, measure_matrix
 
-    orders, cells = [], dict[str, list[CellSpec]]()
     texts = list(dict.fromkeys(schedule or PAPER_SCHEDULES))
+    presets = {name: find_preset(manager, name, large) for name in names}
+    schedules = {name: [read_schedule(text, early, late, presets[name]) for text in texts] for name in names}
+    specs = {name: plan_cells(schedules[name], stacks) for name in names}
+    num_cells = sum(map(len, specs.values()))
+    are_many = num_cells > options.MANY_CELLS
+    orders, cells = [], dict[str, list[CellSpec]]()
     for name in names:
-        preset = find_preset(manager, name, large)
-        schedules = [read_schedule(text, early, late, preset) for text in texts]
         order = order_pair(
-            preset, name, large=large, small=small, prompt=prompt, prompts=prompts, num_seeds=seeds, seed=seed,
-            call=call, early=early, late=late,
+            presets[name], name, large=large, small=small, prompt=prompt, prompts=prompts, num_seeds=seeds, seed=seed,
+            call=call, early=early, late=late, default_prompts=options.DEFAULT_PROMPTS[are_many],
         )  # fmt: skip
         if not stacks:
-            check_steps(schedules, order.call.get("num_inference_steps"))
+            check_steps(schedules[name], order.call.get("num_inference_steps"))
         orders.append(order)
-        cells[order.name] = plan_cells(schedules, stacks)
-    num_cells = sum(map(len, cells.values()))
-    num_repeats = repeats or (options.REPEATS_OF_MANY if num_cells > options.MANY_CELLS else options.DEFAULT_REPEATS)
+        cells[order.name] = specs[name]
+    num_repeats = repeats or options.DEFAULT_REPEATS[are_many]
     budget = QualityBudget(
         min_psnr_db=min_psnr_db, min_ssim=min_ssim, min_alignment_kept=min_alignment_kept, min_speedup=min_speedup
     )
@@ -180,9 +182,9 @@ def run(
             runs_refused=run_refused,
         ),
     )
-    batches = [batch for name, specs in cells.items() for batch in order_batches(name, specs)]
+    batches = [batch for name, planned_cells in cells.items() for batch in order_batches(name, planned_cells)]
     if resume:
-        planned = {(name, spec.id) for name, specs in cells.items() for spec in specs}
+        planned = {(name, spec.id) for name, planned_cells in cells.items() for spec in planned_cells}
         results, news = resumed(out, results, settings, planned)
         batches = unfinished(batches, results)
         if news:

@@ -14,10 +14,10 @@ from .cells import PAPER_SCHEDULES
 from .gate import FailOn
 
 DEFAULT_PAIR = "reference"
-DEFAULT_PROMPTS = 8
-DEFAULT_REPEATS = 3
-REPEATS_OF_MANY = 2
 MANY_CELLS = 200
+DEFAULT_PROMPTS = (8, 4)
+DEFAULT_REPEATS = (3, 2)
+"""Of a few cells, and of more than ``MANY_CELLS``."""
 
 
 class ExecutorName(str, enum.Enum):
@@ -69,7 +69,12 @@ RefusedOption = Annotated[
 ]
 PromptsOption = Annotated[
     int | None,
-    typer.Option("--prompts", min=1, help=f"How many of the pair's own prompts.  [default: {DEFAULT_PROMPTS}, or all]"),
+    typer.Option(
+        "--prompts",
+        min=1,
+        help=f"How many of the pair's own prompts.  [default: {DEFAULT_PROMPTS[0]}, or all; {DEFAULT_PROMPTS[1]} for "
+        f"more than {MANY_CELLS} cells]",
+    ),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt, each from its own noise.")]
 RepeatsOption = Annotated[
@@ -77,8 +82,8 @@ RepeatsOption = Annotated[
     typer.Option(
         "--repeats",
         min=1,
-        help=f"Timed generations of each cell and each of its controls.  [default: {DEFAULT_REPEATS}; "
-        f"{REPEATS_OF_MANY} for more than {MANY_CELLS} cells]",
+        help=f"Timed generations of each cell and each of its controls.  [default: {DEFAULT_REPEATS[0]}; "
+        f"{DEFAULT_REPEATS[1]} for more than {MANY_CELLS} cells]",
     ),
 ]
 PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]

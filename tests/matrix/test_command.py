@@ -202,3 +202,43 @@ def test_an_interruption_keeps_what_is_finished(tiny_run: list[str], tmp_path: P
     assert matrix["cells"][-1]["observed"]
     assert matrix["cells"][-1]["id"] in (out / "report.html").read_text().replace("&gt;", ">")
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
+
+
+def test_an_unexpected_cell_fails_the_run_until_an_expectation_says_why(
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
+) -> None:
+    cache = "first_block_cache(threshold=0.0, denoisers='L')"
+    out, junit, summary, known = (tmp_path / name for name in ("out", "junit.xml", "summary.md", "known.toml"))
+    result = flowblend(*tiny_run, "--schedule", "LSL", "--adapter", cache, "--junit", junit)
+    assert result.code == 3, result.err
+    assert "1 of 2 cells fail this run (--fail-on unexpected):" in result.err
+    assert f"LSL + {cache}: declared composes_with_reset, observed inert, and no expectation says why." in result.err
+    assert 'failures="1"' in junit.read_text()
+    surprises = [cell["surprise"] for cell in json.loads((out / "matrix.json").read_text())["cells"]]
+    assert surprises == [None, "unexpected"]
+
+    # The same results with an expectation, and with one that foresees what did not come.
+    report = ("matrix", "report", out, "--expectations", known, "--fail-on", "unexpected", "--summary", summary)
+    entry = '[[expectation]]\nadapters = "first_block_cache"\n'
+    known.write_text(f'{entry}observed = "inert"\nreason = "It never reuses."\n')
+    assert flowblend(*report).code == 0
+    assert summary.read_text().startswith("## flowblend matrix: passed")
+    known.write_text(f'{entry}observed = "broken"\nreason = "It once broke."\n')
+    result = flowblend(*report)
+    assert result.code == 3
+    assert "It once broke." in result.err
+    # Without a gate, a report is a report.
+    assert flowblend("matrix", "report", out).code == 0
+
+
+def test_a_report_of_other_versions_says_what_is_stale(
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
+) -> None:
+    assert flowblend(*tiny_run, "--schedule", "LSL").code == 0
+    path = tmp_path / "out" / "matrix.json"
+    assert "stale" not in flowblend("matrix", "report", tmp_path / "out").err
+    matrix = json.loads(path.read_text())
+    installed, matrix["environment"]["torch"] = matrix["environment"]["torch"], "1.0"
+    path.write_text(json.dumps(matrix))
+    err = flowblend("matrix", "report", tmp_path / "out").err
+    assert f"1 of 1 cells are stale: torch was 1.0 and is now {installed}." in err
