@@ -13,6 +13,7 @@ from . import figures
 from .view import make_view
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 
 
 def render_report(matrix: Matrix, folder: Path) -> str:
@@ -53,12 +54,12 @@ def render_report(matrix: Matrix, folder: Path) -> str:
 
 def _data_url(folder: Path, name: str) -> str:
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or path.suffix != ".mp4":
-        raise FlowBlendError(f"the results name {name!r} as a video, which is no mp4 in {folder}. It is not read.")
+    if not path.is_relative_to(folder.resolve()) or path.suffix not in _MEDIA_TYPES:
+        raise FlowBlendError(f"the results name {name!r} as a video, which is no mp4 or png in {folder}. It is not read.")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise FlowBlendError(
             f"{path} cannot be read ({error.strerror}), but the results name it. Run `flowblend matrix run` again."
         ) from error
-    return f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
+    return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(content).decode()}"
