@@ -30,6 +30,7 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
         denoiser_classes=_class_names(getattr(pipe, slot)),
         pipeline_classes=_class_names(pipe),
         denoiser_changes=len(schedule.letters) > 1,
+        denoisers=frozenset(schedule.letters),
         reentry=reentry,
         branches_called_apart=_branches_called_apart(pipe),
     )

@@ -42,6 +42,7 @@ class AdapterTraits:
             ``reentry="recompute"``, so that a stage cannot be replayed from a recording.
         tells_branches_apart: its state is kept for each guidance branch.
         min_useful_steps: with fewer steps in a generation than this it changes nothing (its warm-up takes them all).
+        changes_only: letters of the denoisers that it changes anything of; empty for whichever is called.
         wraps: what of a denoiser it takes over: ``"blocks"``, ``"forward"``, ``"attention"``, ``"weights"``, ``None``.
         denoiser_kinds: ``"transformer"``, ``"unet"``, or both.
         denoiser_classes: class names it runs on (subclasses too); empty for any.
@@ -58,6 +59,7 @@ class AdapterTraits:
     spans_stages: bool = False
     tells_branches_apart: bool = True
     min_useful_steps: int = 0
+    changes_only: frozenset[str] = frozenset()
     wraps: str | None = None
     denoiser_kinds: frozenset[str] = frozenset({"transformer", "unet"})
     denoiser_classes: frozenset[str] = frozenset()
@@ -73,6 +75,7 @@ class StackSetting:
         denoiser_classes: class names of the large denoiser, its own first, then those it inherits from.
         pipeline_classes: likewise of the pipeline.
         denoiser_changes: the stage schedule calls more than one denoiser.
+        denoisers: letters of those that it calls; empty where that is not known.
         reentry: ``"recompute"`` or ``"keep"``.
         guidance: whether classifier-free guidance is on.
         branches_called_apart: whether the guidance branches are two calls, not one batched call.
@@ -83,6 +86,7 @@ class StackSetting:
     denoiser_classes: tuple[str, ...]
     pipeline_classes: tuple[str, ...]
     denoiser_changes: bool = True
+    denoisers: frozenset[str] = frozenset()
     reentry: str = "recompute"
     guidance: bool | None = None
     branches_called_apart: bool | None = None
@@ -116,11 +120,15 @@ _BEST_TO_WORST = tuple(Composition)
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a stack is judged as it is: the verdict it argues for, what was found, and what to do about it."""
+    """Why a stack is judged as it is: the verdict it argues for, what was found, and what to do about it.
+
+    ``adapter`` is the one that is inert, of a reason that says so.
+    """
 
     composition: Composition
     found: str
     remedy: str = ""
+    adapter: str = ""
 
     def __str__(self) -> str:
         return f"{self.found}. {self.remedy}" if self.remedy else f"{self.found}."
@@ -159,7 +167,8 @@ def judge(stack: Stack, setting: StackSetting, obstacles: Sequence[Reason] = ())
         obstacles: further reasons that adapters found themselves on this pipeline.
 
     Returns:
-        The worst verdict that any reason argues for, with all reasons, the worst first.
+        The worst verdict that any reason argues for, with all reasons, those for it first. A stack is inert only if all
+        of it is; what is inert beside something that is not is told among the reasons.
     """
     reasons = [*obstacles, *_between_adapters(stack)]
     for name, traits in stack:
@@ -168,8 +177,17 @@ def judge(stack: Stack, setting: StackSetting, obstacles: Sequence[Reason] = ())
     if not reasons:
         found = "no adapter disturbs another, and none keeps state that goes stale" if stack else "nothing is stacked"
         reasons.append(Reason(Composition.COMPOSES, found))
-    reasons.sort(key=lambda reason: -_BEST_TO_WORST.index(reason.composition))
-    return Verdict(reasons[0].composition, tuple(reasons))
+    inert = {reason.adapter for reason in reasons if reason.composition is Composition.INERT}
+    compositions = {reason.composition for reason in reasons}
+    if Composition.REFUSED not in compositions and not inert.issuperset(name for name, _ in stack):
+        compositions.discard(Composition.INERT)
+        if not compositions:
+            others = ", ".join(repr(name) for name, _ in stack if name not in inert)
+            reasons.append(Reason(Composition.COMPOSES, f"nothing disturbs {others}"))
+            compositions.add(Composition.COMPOSES)
+    composition = max(compositions, key=_BEST_TO_WORST.index)
+    reasons.sort(key=lambda reason: (reason.composition is not composition, -_BEST_TO_WORST.index(reason.composition)))
+    return Verdict(composition, tuple(reasons))
 
 
 def _between_adapters(stack: Stack) -> Iterator[Reason]:
@@ -199,6 +217,7 @@ def _between_adapters(stack: Stack) -> Iterator[Reason]:
                     Composition.INERT,
                     f"{name!r} takes few steps, far apart, and {cache!r} reuses only what stays alike between steps",
                     f"Leave out {cache!r}; where it reuses something all the same, the trace shows it.",
+                    cache,
                 )
 
 
@@ -243,6 +262,14 @@ def _over_time(name: str, traits: AdapterTraits, setting: StackSetting) -> Itera
             f"{name!r} changes nothing in fewer than {traits.min_useful_steps} steps, and this generation has "
             f"{setting.num_inference_steps}",
             f"Leave out {name!r}, or take more steps.",
+            name,
+        )
+    if traits.changes_only and setting.denoisers and traits.changes_only.isdisjoint(setting.denoisers):
+        yield Reason(
+            Composition.INERT,
+            f"{name!r} changes denoiser {_listed(traits.changes_only)} alone, and this schedule never calls it",
+            f"Leave out {name!r}.",
+            name,
         )
     if not setting.denoiser_changes:
         return

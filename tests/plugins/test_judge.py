@@ -135,6 +135,26 @@ def test_a_cache_whose_warm_up_takes_every_step_is_inert() -> None:
     assert verdict(BLOCK_CACHE, num_inference_steps=6).composition is Composition.COMPOSES_WITH_RESET
 
 
+def test_what_changes_the_small_denoiser_alone_is_inert_where_that_is_never_called() -> None:
+    weights = AdapterTraits(family=Family.DISTILLED_SAMPLER, changes_only=frozenset({"S"}), wraps="weights")
+    large_alone = dataclasses.replace(WAN, denoiser_changes=False, denoisers=frozenset("L"))
+    found = verdict(weights, setting=large_alone)
+    assert found.composition is Composition.INERT
+    assert "changes denoiser S alone, and this schedule never calls it" in str(found.reasons[0])
+    for others in (frozenset("S"), frozenset("LS"), frozenset[str]()):
+        assert verdict(weights, setting=large_alone, denoisers=others).composition is Composition.COMPOSES
+
+
+def test_a_stack_is_inert_only_if_all_of_it_is() -> None:
+    weights = AdapterTraits(family=Family.DISTILLED_SAMPLER, changes_only=frozenset({"S"}), wraps="weights")
+    setting = dataclasses.replace(WAN, denoiser_changes=False, denoisers=frozenset("L"), num_inference_steps=4)
+    assert verdict(weights, BLOCK_CACHE, setting=setting).composition is Composition.INERT
+    found = verdict(weights, SOLVER, setting=setting)
+    assert found.composition is Composition.COMPOSES
+    assert str(found.reasons[0]) == "nothing disturbs 'b'."
+    assert [reason.adapter for reason in found.of(Composition.INERT)] == ["a"]
+
+
 def test_all_reasons_come_at_once_and_the_worst_first() -> None:
     found = verdict(SOLVER, DISTILLED, BLOCK_CACHE, BLOCK_CACHE, guidance=True, num_inference_steps=4)
     assert len(refusals(found)) == 3
@@ -155,12 +175,14 @@ TRAITS = st.builds(
     needs_uninterrupted_steps=st.booleans(),
     tells_branches_apart=st.booleans(),
     min_useful_steps=st.integers(0, 8),
+    changes_only=st.sampled_from([frozenset(), frozenset({"S"})]),
     wraps=st.sampled_from([None, "blocks", "forward"]),
 )
 SETTINGS = st.builds(
     dataclasses.replace,
     st.just(WAN),
     denoiser_changes=st.booleans(),
+    denoisers=st.sampled_from([frozenset(), frozenset("L"), frozenset("LS")]),
     reentry=st.sampled_from(["recompute", "keep"]),
     guidance=st.sampled_from([None, True, False]),
     branches_called_apart=st.sampled_from([None, True, False]),

@@ -52,7 +52,10 @@ class DistilledSmall(Adapter):
     name: ClassVar[str] = "distilled_small"
     suggested: ClassVar[tuple[str, ...]] = ("distilled_small", "distilled_small(distilled_steps=4)")
     traits: ClassVar[AdapterTraits] = AdapterTraits(
-        family=Family.DISTILLED_SAMPLER, wraps="weights", denoiser_kinds=frozenset({"transformer"})
+        family=Family.DISTILLED_SAMPLER,
+        changes_only=frozenset({"S"}),
+        wraps="weights",
+        denoiser_kinds=frozenset({"transformer"}),
     )
 
     def __post_init__(self) -> None:
@@ -62,7 +65,9 @@ class DistilledSmall(Adapter):
             raise ValueError(f"lora_scale={self.lora_scale}: expected a number above 0")
         if self.sigmas is not None:
             UniPC(sigmas=self.sigmas)  # checks them
-            own = dataclasses.replace(type(self).traits, changes_timesteps=True, fixes_sigmas=True)
+            own = dataclasses.replace(
+                type(self).traits, changes_timesteps=True, fixes_sigmas=True, changes_only=frozenset()
+            )
             object.__setattr__(self, "traits", own)
 
     @property
