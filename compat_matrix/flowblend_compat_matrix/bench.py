@@ -123,25 +123,26 @@ class Bench:
         """A video for every prompt, ``[N, F, H, W, 3]`` in 0..1."""
         return np.concatenate([self._make_batch(spec, start, what) for start in self._starts()])
 
-    def make_shared(self, spec: CellSpec, sources: Sequence[Made], what: str) -> Made:
+    def make_shared(self, blend: Blend, spec: CellSpec, sources: Sequence[Made], what: str) -> Made:
         """The same with FlowBlending on, where only the steps are computed that none of ``sources`` has in common.
 
         Without sources, everything is computed; where the stack does not allow for sharing, that too.
+
+        Args:
+            blend: from :meth:`enabled` with this ``spec``.
         """
         parts, recordings, num_forwards = [], [], 0
-        with self.enabled(spec) as blend:
-            assert blend is not None
-            for number, start in enumerate(self._starts()):
-                with ExitStack() as recording:
-                    recorded = None
-                    with contextlib.suppress(RoutingError):
-                        earlier = [made.recordings[number] for made in sources if made.recordings]
-                        recorded = recording.enter_context(blend.recorded(earlier))
-                    parts.append(self._make_batch(spec, start, what))
-                calls = blend.trace.generations[-1].calls[recorded.num_replayed if recorded else 0 :]
-                num_forwards += len(parts[-1]) * sum(call.outcome == "compute" for call in calls)
-                if recorded is not None:
-                    recordings.append(recorded)
+        for number, start in enumerate(self._starts()):
+            with ExitStack() as recording:
+                recorded = None
+                with contextlib.suppress(RoutingError):
+                    earlier = [made.recordings[number] for made in sources if made.recordings]
+                    recorded = recording.enter_context(blend.recorded(earlier))
+                parts.append(self._make_batch(spec, start, what))
+            calls = blend.trace.generations[-1].calls[recorded.num_replayed if recorded else 0 :]
+            num_forwards += len(parts[-1]) * sum(call.outcome == "compute" for call in calls)
+            if recorded is not None:
+                recordings.append(recorded)
         return Made(np.concatenate(parts), recordings, num_forwards)
 
     def _starts(self) -> range:

@@ -1,8 +1,8 @@
 """Measuring the cells of a matrix, each beside its controls, in one process.
 
-The cells of one stack are measured together, in four rounds of work: their videos, for which they share the steps that
-their schedules have in common; a whole generation each to warm up; rounds of timed generations with one set of controls
-for all; and the judgement. A generation that is timed is always run whole.
+The cells of one stack are measured together, in three rounds of work: their videos, for which they share the steps that
+their schedules have in common, and one whole generation after them; rounds of timed generations, with one set of
+controls for all; and the judgement. A generation that is timed is always run whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from flowblend_plugins import Blend
 from flowblend_plugins.adapter import arguments_set_by
 from flowblend_plugins.generation import CallRecord
 from flowblend_plugins.hookspecs import Metric
@@ -92,9 +93,8 @@ class MatrixRunner:
     def measure_stack(self, specs: Sequence[CellSpec], baseline: Baseline) -> Iterator[Began | Measured]:
         """Cells of one stack on several schedules; each result as soon as nothing more is learnt about it."""
         cells = [CellInHand(spec, self._blank(spec)) for spec in sorted(specs, key=num_switches)]
-        cells = yield from self._make_all(cells, baseline)
         times = Times()
-        cells = yield from self._warm_up_all(cells, baseline, times)
+        cells = yield from self._make_all(cells, baseline, times)
         if not cells:
             return
         yield from self._time_all(cells, baseline, times)
@@ -127,14 +127,18 @@ class MatrixRunner:
     # -- the rounds of work: each goes on with the cells that the one before left over ------------------------------
 
     def _make_all(
-        self, cells: Sequence[CellInHand], baseline: Baseline
+        self, cells: Sequence[CellInHand], baseline: Baseline, times: Times
     ) -> Generator[Began | Measured, None, list[CellInHand]]:
         done: list[Made] = []
         for cell in cells:
             yield self._began(cell, "videos")
             with self._blaming(cell, baseline):
                 self._declare(cell)
-                cell.made = self._make(cell, done)
+                with self._bench.enabled(cell.spec) as blend:
+                    assert blend is not None
+                    cell.made = self._make(cell, blend, done)
+                    self._generate_once_more(cell, blend, baseline, times)
+                self._prepare_controls(cell, times)
                 if self._is_sharing:
                     done.append(cell.made)
             if not cell.is_running:
@@ -144,17 +148,6 @@ class MatrixRunner:
             assert cell.made is not None
             cell.made = replace(cell.made, recordings=[])  # they are as large as the trajectories
         return left
-
-    def _warm_up_all(
-        self, cells: Sequence[CellInHand], baseline: Baseline, times: Times
-    ) -> Generator[Began | Measured, None, list[CellInHand]]:
-        for cell in cells:
-            yield self._began(cell, "warming up")
-            with self._blaming(cell, baseline):
-                self._warm_up(cell, baseline, times)
-            if not cell.is_running:
-                yield Measured(cell.result)
-        return [cell for cell in cells if cell.is_running]
 
     def _time_all(self, cells: Sequence[CellInHand], baseline: Baseline, times: Times) -> Iterator[Began]:
         by_spec = {cell.spec: cell for cell in cells}
@@ -196,29 +189,25 @@ class MatrixRunner:
         if not self._runs_refused:
             declared.refuse_if_it_must()
 
-    def _make(self, cell: CellInHand, done: Sequence[Made]) -> Made:
-        """The cell's videos; without sharing those of its controls too, which then serve it alone."""
+    def _make(self, cell: CellInHand, blend: Blend, done: Sequence[Made]) -> Made:
+        """The cell's videos."""
         bench, spec, result = self._bench, cell.spec, cell.result
         started = time.perf_counter()
         forget_peak_memory()
-        made = bench.make_shared(spec, done, f"{spec.id}: videos")
+        made = bench.make_shared(blend, spec, done, f"{spec.id}: videos")
         result.peak_memory_mb, result.peak_memory_of = peak_memory()
         result.num_forwards_run += made.num_forwards
-        if not self._is_sharing:
-            videos = bench.make_videos(None, f"{spec.id}: large-only")
-            result.num_forwards_run += len(videos) * self._num_calls[None]
-            for control in (CellSpec(SMALL_ALONE), *controls_of(spec)):
-                result.num_forwards_run += bench.make_shared(control, (), f"{spec.id}: {control.id}").num_forwards
         result.seconds_for_videos = time.perf_counter() - started
         return made
 
-    def _warm_up(self, cell: CellInHand, baseline: Baseline, times: Times) -> None:
-        """A whole generation of the cell, and of its controls where this process has not run them before."""
+    def _generate_once_more(self, cell: CellInHand, blend: Blend, baseline: Baseline, times: Times) -> None:
+        """A whole generation of the first prompt in the same blend: it warms up, and tells what the cell calls.
+
+        The timed ones are each the first of a blend of their own, so they differ from it where state leaks.
+        """
         bench, spec, result = self._bench, cell.spec, cell.result
-        with bench.enabled(spec) as blend:
-            assert blend is not None
-            times.latents[spec].append(bench.time_latents(spec, f"{spec.id}: warming up").latents)
-            generation, flops = blend.trace.generations[-1], count_flops(blend.trace)
+        times.latents[spec].append(bench.time_latents(spec, f"{spec.id}: warming up").latents)
+        generation, flops = blend.trace.generations[-1], count_flops(blend.trace)
         num_steps = generation.calls[0].step.num_inference_steps
         sigmas = list(bench.pipe.scheduler.sigmas.tolist()) if spec.schedule.needs_sigmas else None
         result.stages = spec.schedule.describe(num_steps, sigmas)
@@ -228,6 +217,20 @@ class MatrixRunner:
         if flops and baseline.flops:
             result.flops_fraction_linear = flops.linear / baseline.flops.linear
             result.flops_fraction_full = flops.full / baseline.flops.full
+
+    def _prepare_controls(self, cell: CellInHand, times: Times) -> None:
+        """Warm those up that this process has not run before; without sharing make their videos for this cell alone."""
+        bench, spec, result = self._bench, cell.spec, cell.result
+        if not self._is_sharing:
+            started = time.perf_counter()
+            videos = bench.make_videos(None, f"{spec.id}: large-only")
+            result.num_forwards_run += len(videos) * self._num_calls[None]
+            for control in (CellSpec(SMALL_ALONE), *controls_of(spec)):
+                with bench.enabled(control) as blend:
+                    assert blend is not None
+                    made = bench.make_shared(blend, control, (), f"{spec.id}: {control.id}")
+                result.num_forwards_run += made.num_forwards
+            result.seconds_for_videos = (result.seconds_for_videos or 0.0) + time.perf_counter() - started
         for control in controls_of(spec):
             if control not in self._warm and control not in times.latents:
                 self._warm.add(control)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -44,7 +45,9 @@ class Misbehaving(Adapter):
         if self.how == "leaves its hand in":
             with torch.no_grad():
                 large.proj_out.bias += 1.0
-        hooks = []
+        hooks, num_calls = [], itertools.count(1)
+        if self.how == "drifts while it is on":
+            hooks.append(large.register_forward_hook(lambda m, a, o: (o[0] * (1.0 + 0.01 * next(num_calls)),)))
         if self.how in ("makes no number", "counts generations"):
             hooks.append(large.register_forward_hook(self._spoil))
         yield
@@ -174,8 +177,9 @@ def test_state_left_behind_is_broken_and_the_next_cell_has_a_fresh_pair(measured
     assert torch.equal(bench.time_latents(None, "").latents, baseline.latents)
 
 
-def test_state_carried_into_the_next_generation_is_broken(measured: Any) -> None:
-    result = measured("LSL", "misbehaving(how='counts generations')")[0].result
+@pytest.mark.parametrize("how", ["counts generations", "drifts while it is on"])
+def test_state_carried_into_the_next_generation_is_broken(measured: Any, how: str) -> None:
+    result = measured("LSL", f"misbehaving(how={how!r})")[0].result
     assert result.observed == "broken"
     assert result.is_warm_equal is False
 
