@@ -58,6 +58,13 @@ def left_out(manager: FlowblendPluginManager) -> list[str]:
     return [name for name in adapters_by_name(manager) if name not in tried]
 
 
+def families_of(manager: FlowblendPluginManager, stacks: Iterable[Stack]) -> dict[str, str]:
+    """Which kind of technique each adapter of the stacks is, by its name."""
+    known = adapters_by_name(manager)
+    names = dict.fromkeys(text.partition("(")[0].strip() for stack in stacks for text in stack)
+    return {name: known[name].traits.family.value for name in names}
+
+
 def combinations(singles: Iterable[Stack], depth: int) -> list[Stack]:
     """Stacks of two and more different adapters, up to ``depth``: each at the first of its settings in ``singles``.
 

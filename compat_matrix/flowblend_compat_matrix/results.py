@@ -99,6 +99,7 @@ class RunRecord:
         executor: what ran the cells, in words, with the number of workers.
         is_sharing: whether cells shared controls and common steps.
         runs_refused: whether cells that are declared incompatible were run, so that the declarations are audited.
+        families: which kind of technique each adapter of the stacks is, by its name.
         work: what it cost.
     """
 
@@ -113,6 +114,7 @@ class RunRecord:
     executor: str
     is_sharing: bool
     runs_refused: bool = False
+    families: dict[str, str] = field(default_factory=dict)
     work: WorkRecord = field(default_factory=WorkRecord)
 
 

@@ -33,7 +33,7 @@ from . import run_options as options
 from .cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
 from .config_file import ConfigOption
 from .gate import DEFAULT, conclude
-from .planning import all_stacks, check_depth, combinations, left_out, shown_prompts, suggested_stacks
+from .planning import all_stacks, check_depth, combinations, families_of, left_out, shown_prompts, suggested_stacks
 from .verdicts import QualityBudget
 
 
@@ -180,6 +180,7 @@ def run(
             executor=chosen.describe(),
             is_sharing=sharing,
             runs_refused=run_refused,
+            families=families_of(manager, stacks),
         ),
     )
     batches = [batch for name, planned_cells in cells.items() for batch in order_batches(name, planned_cells)]
