@@ -135,3 +135,12 @@ def test_executors_by_name() -> None:
     assert make_executor("local", 2).describe() == "2 local worker processes"
     with pytest.raises(UsageError, match="no such executor"):
         make_executor("abacus", 1)
+
+
+def test_what_is_declared_incompatible_is_run_where_that_is_asked(saved_pair: Path) -> None:
+    batches = order_batches("tiny", [CellSpec(StageSchedule.named("LSL"), ("flow_euler", "unipc"))])
+    for asked, observed in ((False, {"refused"}), (True, {"pass", "degraded", "inert", "broken"})):
+        found, _ = measured_here(settings_for(saved_pair, runs_refused=asked), *batches)
+        (outcome,) = found.values()
+        assert outcome.result.declared == "refused"
+        assert outcome.result.observed in observed
