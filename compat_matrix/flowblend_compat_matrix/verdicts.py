@@ -47,8 +47,8 @@ AGREEING = {
     "composes": {Observed.PASS, Observed.DEGRADED},
     "composes_with_reset": {Observed.PASS, Observed.DEGRADED},
     "inert": {Observed.INERT},
-    # Where it is run to audit the declaration, what is lost says that the refusal is right.
-    "refused": {Observed.REFUSED, Observed.BROKEN, Observed.DEGRADED},
+    # Where it is run to audit the declaration, a loss or an adapter without effect says that the refusal is right.
+    "refused": {Observed.REFUSED, Observed.BROKEN, Observed.DEGRADED, Observed.INERT},
 }
 """What may be observed where a verdict is declared. Quality is no part of a declaration."""
 

@@ -46,6 +46,8 @@ class Misbehaving(Adapter):
             with torch.no_grad():
                 large.proj_out.bias += 1.0
         hooks, num_calls = [], itertools.count(1)
+        if self.how == "changes a little":
+            hooks.append(large.register_forward_hook(lambda m, a, o: (o[0] * 1.01,)))
         if self.how == "drifts while it is on":
             hooks.append(large.register_forward_hook(lambda m, a, o: (o[0] * (1.0 + 0.01 * next(num_calls)),)))
         if self.how in ("makes no number", "counts generations"):
@@ -242,9 +244,20 @@ def test_a_refusal_is_audited_by_running_it(make_bench: Callable[..., Bench], mo
     def audited(how: str) -> CellResult:
         return runner.measure(CellSpec(StageSchedule.named("LSL"), (f"misbehaving(how={how!r})",)), baseline).result
 
-    right, wrong = audited("raises"), audited("nothing")
+    right, wrong = audited("raises"), audited("changes a little")
     assert (right.declared, right.observed) == ("refused", "broken")
-    assert (wrong.declared, wrong.observed) == ("refused", "inert"), "it refuses what does no harm"
+    assert (wrong.declared, wrong.observed) == ("refused", "pass"), "it refuses what does no harm"
     assert agrees(right.declared, right.observed)
     assert not agrees(wrong.declared, wrong.observed)
     assert "guidance is on" in wrong.declared_reasons[0]
+
+
+def test_of_two_solvers_that_are_stacked_all_the_same_one_is_found_to_do_nothing(
+    make_bench: Callable[..., Bench],
+) -> None:
+    runner = MatrixRunner(make_bench(runs_refused=True), "tiny", METRICS, 1, ANYTHING_GOES, runs_refused=True)
+    stack = ("dpmpp_2m(num_inference_steps=5)", "flow_euler(num_inference_steps=5)")
+    result = runner.measure(CellSpec(StageSchedule.named("LSL"), stack), runner.measure_baseline()).result
+    assert (result.declared, result.observed) == ("refused", "inert")
+    assert [reason.partition(" changed")[0] for reason in result.reasons] == ["dpmpp_2m(num_inference_steps=5)"]
+    assert agrees(result.declared, result.observed)
