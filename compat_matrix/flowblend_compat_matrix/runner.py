@@ -257,9 +257,10 @@ class MatrixRunner:
         num_calls += sum(self._num_calls.get(control, 0) for control in controls_of(cell.spec))
         num_videos = len(cell.made.videos) if cell.made else 0
         cell.result.num_forwards_alone = cell.result.num_forwards_timed + num_videos * num_calls
-        if cell.result.declared == Composition.REFUSED.value and cell.result.observed == Observed.PASS.value:
-            if idle := without_effect(self._bench, cell.spec, times.latents[cell.spec][-1]):
-                cell.conclude(Observed.INERT, idle)
+        if (cell.result.declared, cell.result.observed) == (Composition.REFUSED.value, Observed.PASS.value) and (
+            idle := without_effect(self._bench, cell.spec, times.latents[cell.spec][-1])
+        ):
+            cell.conclude(Observed.INERT, idle)
         if cell.result.observed == Observed.BROKEN.value:
             cell.result.failure = "inexact"
             self._make_sure_of_large(cell, baseline)
