@@ -82,7 +82,7 @@ def mag_cache(
         | {"prompt": text, "generator": torch.Generator("cpu").manual_seed(seed + number), "output_type": "latent"}
         for number, text in enumerate(prompts)
     ]
-    ratios = calibrate_mag_ratios(opened.pipeline, opened.small, calls=calls)
+    ratios = calibrate_mag_ratios(opened.pipeline, opened.small, calls=calls, denoisers=opened.further)
     record = ratios.to_json()
     write_json_atomically(out, record)
     if as_json:

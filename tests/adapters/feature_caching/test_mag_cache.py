@@ -153,6 +153,19 @@ def test_several_generations_are_averaged() -> None:
     assert apart[0] != apart[1]
 
 
+def test_each_expert_of_wan_2_2_has_ratios_of_its_own() -> None:
+    plain: Any = tiny_wan_pipeline()
+    experts = type(plain)(**{**plain.components, "transformer_2": small_wan()}, boundary_ratio=0.8)
+    experts.set_progress_bar_config(disable=True)
+    calls = [arguments_of({"num_inference_steps": 4})]
+    ratios = calibrate_mag_ratios(experts, calls=calls, denoisers={"M": experts.transformer_2}).denoisers
+    alone = type(plain)(**{**plain.components, "transformer": experts.transformer_2})
+    alone.set_progress_bar_config(disable=True)
+    assert ratios.keys() == {"L", "M"}
+    assert ratios["L"].ratios == calibrate_mag_ratios(plain, calls=calls).denoisers["L"].ratios
+    assert ratios["M"].ratios == calibrate_mag_ratios(alone, calls=calls).denoisers["L"].ratios
+
+
 def test_generations_of_different_lengths_are_refused() -> None:
     calls = [arguments_of({"num_inference_steps": n}) for n in (3, 4)]
     with pytest.raises(fb.StackError, match="have 3 and 4 steps"):

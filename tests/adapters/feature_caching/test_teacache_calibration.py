@@ -117,6 +117,23 @@ def test_what_is_recorded_is_what_changed(name: str, letter: str) -> None:
             assert all(len(values) == 11 for values in one.signals.values())
 
 
+def test_each_expert_of_wan_2_2_is_recorded_over_a_whole_generation_of_its_own() -> None:
+    pipe: Any = FAMILIES["wan"].pipe()
+    experts = type(pipe)(**{**pipe.components, "transformer_2": tiny_wan_denoiser(9, 2, 2)}, boundary_ratio=0.8)
+    experts.set_progress_bar_config(disable=True)
+    further = {"M": experts.transformer_2}
+    generations = [lambda p: FAMILIES["wan"].run(p, 6)]
+    for letter, expert in (("L", experts.transformer), ("M", experts.transformer_2)):
+        denoiser, recorded = record_changes(experts, None, letter, generations, further)
+        assert denoiser is expert
+        # Alone in a pipeline of one denoiser it changes as much.
+        alone = type(pipe)(**{**pipe.components, "transformer": expert})
+        alone.set_progress_bar_config(disable=True)
+        assert [one.outputs for one in record_changes(alone, None, "L", generations)[1]] == [
+            one.outputs for one in recorded
+        ]
+
+
 def test_the_command_writes_a_file_that_the_adapter_takes(
     flowblend: Flowblend, saved_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

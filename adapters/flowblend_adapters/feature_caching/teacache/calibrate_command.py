@@ -90,8 +90,8 @@ def teacache(
 
     generations = [generating(text, number, count) for count in counts for number, text in enumerate(prompts)]
     fits, refusals = [], []
-    for letter in "LS" if opened.small is not None else "L":
-        denoiser, trajectories = record_changes(opened.pipeline, opened.small, letter, generations)
+    for letter in ["L", *(["S"] if opened.small is not None else []), *opened.further]:
+        denoiser, trajectories = record_changes(opened.pipeline, opened.small, letter, generations, opened.further)
         for fit in fit_denoiser(denoiser, trajectories):
             try:
                 refuse_poor(letter, fit)

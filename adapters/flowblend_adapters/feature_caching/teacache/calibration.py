@@ -111,16 +111,21 @@ class ChangeRecorder:
 
 
 def record_changes(
-    pipe: Any, small: Any, letter: str, generations: Sequence[Callable[[Any], Any]]
+    pipe: Any,
+    small: Any,
+    letter: str,
+    generations: Sequence[Callable[[Any], Any]],
+    denoisers: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, list[Trajectory]]:
     """A denoiser, and its changes while it alone generates.
 
     Args:
         pipe, small: the pair, as ``enable()`` takes it.
-        letter: ``"L"`` or ``"S"``.
+        letter: ``"L"``, ``"S"`` or that of a further denoiser.
         generations: functions that call the pipeline they are given once.
+        denoisers: further denoisers by letter, as ``enable()`` takes them.
     """
-    with enable(pipe, small, 3 * letter) as blend:
+    with enable(pipe, small, 3 * letter, denoisers=denoisers) as blend:
         recorder = ChangeRecorder(blend.denoisers[letter], blend.trace)
         with recorder.watching():
             for generate in generations:
