@@ -1,26 +1,50 @@
-"""Of a stack that is declared incompatible and ran well all the same: did all of it run?"""
+"""Is what was declared of a stack so? Which of its adapters change nothing in it, measured."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
+from flowblend_plugins.adapter_spec import read_spec
+from flowblend_plugins.traits import Composition
+
 from .bench import Bench
+from .cell_in_hand import CellInHand
 from .cells import CellSpec
+from .verdicts import Observed
+
+_NOTHING = "changed nothing: without it the latents are the same, bit for bit."
 
 
-def without_effect(bench: Bench, spec: CellSpec, latents: torch.Tensor) -> list[str]:
-    """The adapters of a stack that changed nothing in it, each with how that is known; as where two set the sampler.
+def audit(bench: Bench, cell: CellInHand, latents: torch.Tensor) -> None:
+    """Of a refused stack that ran well: did all of it run? Of an adapter that was declared inert: is it?
 
     Args:
-        bench: runs the cell without each of them.
-        spec: the cell.
+        bench: runs the cell without an adapter.
+        cell: is judged; what is found is put among its reasons, or becomes its verdict. A stack of one adapter has
+            been held against its schedule without it already.
         latents: what it gave.
     """
-    idle = []
-    for left_out in spec.stack if len(spec.stack) > 1 else ():
-        rest = CellSpec(spec.schedule, tuple(adapter for adapter in spec.stack if adapter != left_out))
-        with bench.enabled(rest):
-            found = bench.time_latents(rest, f"{spec.id}: without {left_out}").latents
-        if torch.equal(found, latents):
-            idle.append(f"{left_out} changed nothing: without it the latents are the same, bit for bit.")
-    return idle
+    result = cell.result
+    if (result.declared, result.observed) == (Composition.REFUSED.value, Observed.PASS.value):
+        idle = [adapter for adapter in cell.spec.stack if _is_idle(bench, cell.spec, adapter, latents)]
+        if idle:
+            cell.conclude(Observed.INERT, [f"{adapter} {_NOTHING}" for adapter in idle])
+    elif result.observed in (Observed.PASS.value, Observed.DEGRADED.value):
+        for adapter in _declared_inert(cell):
+            is_idle = _is_idle(bench, cell.spec, adapter, latents)
+            seen = _NOTHING if is_idle else "changed the latents all the same."
+            result.reasons.append(f"{adapter}, declared inert beside the rest, {seen}")
+
+
+def _declared_inert(cell: CellInHand) -> Iterator[str]:
+    return (adapter for adapter in cell.spec.stack if read_spec(adapter)[0] in cell.inert)
+
+
+def _is_idle(bench: Bench, spec: CellSpec, adapter: str, latents: torch.Tensor) -> bool:
+    if len(spec.stack) < 2:
+        return False
+    rest = CellSpec(spec.schedule, tuple(other for other in spec.stack if other != adapter))
+    with bench.enabled(rest):
+        return torch.equal(bench.time_latents(rest, f"{spec.id}: without {adapter}").latents, latents)

@@ -29,11 +29,13 @@ class CellInHand:
         spec: what is run.
         result: what is known of it so far.
         made: its videos, once they are made.
+        inert: names of the adapters of its stack that are declared to change nothing in it.
     """
 
     spec: CellSpec
     result: CellResult
     made: Made | None = None
+    inert: frozenset[str] = frozenset()
 
     @property
     def is_running(self) -> bool:

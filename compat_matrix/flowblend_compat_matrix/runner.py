@@ -23,7 +23,7 @@ from flowblend_plugins.pipeline import denoiser_slot
 from flowblend_plugins.stack import judge_adapters, judge_call, setting_of
 from flowblend_plugins.traits import Composition, Verdict
 
-from .audit import without_effect
+from .audit import audit
 from .baseline import Baseline, measure_baseline
 from .bench import Bench, Made, Videos, forget_peak_memory, peak_memory
 from .cell_in_hand import CellInHand
@@ -187,6 +187,7 @@ class MatrixRunner:
         declared = self.declare(cell.spec)
         cell.result.declared = declared.composition.value
         cell.result.declared_reasons = [str(reason) for reason in declared.reasons]
+        cell.inert = frozenset(reason.adapter for reason in declared.reasons if reason.adapter)
         if not self._runs_refused:
             declared.refuse_if_it_must()
 
@@ -257,10 +258,7 @@ class MatrixRunner:
         num_calls += sum(self._num_calls.get(control, 0) for control in controls_of(cell.spec))
         num_videos = len(cell.made.videos) if cell.made else 0
         cell.result.num_forwards_alone = cell.result.num_forwards_timed + num_videos * num_calls
-        if (cell.result.declared, cell.result.observed) == (Composition.REFUSED.value, Observed.PASS.value) and (
-            idle := without_effect(self._bench, cell.spec, times.latents[cell.spec][-1])
-        ):
-            cell.conclude(Observed.INERT, idle)
+        audit(self._bench, cell, times.latents[cell.spec][-1])
         if cell.result.observed == Observed.BROKEN.value:
             cell.result.failure = "inexact"
             self._make_sure_of_large(cell, baseline)

@@ -261,3 +261,16 @@ def test_of_two_solvers_that_are_stacked_all_the_same_one_is_found_to_do_nothing
     assert (result.declared, result.observed) == ("refused", "inert")
     assert [reason.partition(" changed")[0] for reason in result.reasons] == ["dpmpp_2m(num_inference_steps=5)"]
     assert agrees(result.declared, result.observed)
+
+
+@pytest.mark.parametrize(("how", "seen"), [("nothing", "changed nothing"), ("changes a little", "all the same")])
+def test_what_is_declared_inert_beside_another_adapter_is_looked_at(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, how: str, seen: str
+) -> None:
+    monkeypatch.setattr(Misbehaving, "traits", dataclasses.replace(Misbehaving.traits, min_useful_steps=6))
+    runner = MatrixRunner(make_bench(plugins=(MisbehavingPlugin(),)), "tiny", METRICS, 1, ANYTHING_GOES)
+    spec = CellSpec(StageSchedule.named("LSL"), ("flow_euler(num_inference_steps=5)", f"misbehaving(how={how!r})"))
+    result = runner.measure(spec, runner.measure_baseline()).result
+    assert (result.declared, result.observed) == ("composes", "pass")
+    assert "fewer than 6 steps" in " ".join(result.declared_reasons)
+    assert [how in reason and seen in reason for reason in result.reasons] == [False, True]
