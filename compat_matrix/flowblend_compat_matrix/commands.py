@@ -26,6 +26,7 @@ matrix.command()(run)
 def report(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `flowblend matrix run` wrote.")],
+    as_format: options.FormatOption = options.ReportFormat.HTML,
     expectations: options.ExpectationsOption = None,
     fail_on: options.ReportFailOnOption = None,
     junit: options.JunitOption = None,
@@ -33,12 +34,13 @@ def report(
 ) -> None:
     """Write DIR/report.html again from DIR/matrix.json and its videos, and show the table.
 
+    With --format markdown DIR/report.md is written instead: the same as tables, for places that show no video.
     Says which results are stale: measured with other versions than are installed now. Nothing is measured; the cells
     are held against the expectations as they are today.
     """
     from .environment import describe_environment
     from .expectations import hold_against
-    from .folder import write_report
+    from .folder import write_markdown, write_report
     from .pair_orders import known_outcomes
     from .report.terminal import print_matrix
     from .results import read_matrix
@@ -49,7 +51,8 @@ def report(
     foreseen = known_outcomes(manager, results.run.pairs, expectations)
     for cell in results.cells:
         hold_against(cell, foreseen)
-    print_matrix(results, write_report(folder, results))
+    write = write_markdown if as_format is options.ReportFormat.MARKDOWN else write_report
+    print_matrix(results, write(folder, results))
     stale = stale_cells(results, describe_environment(manager))
     if stale:
         why = "; ".join(dict.fromkeys(change for changes in stale.values() for change in changes))

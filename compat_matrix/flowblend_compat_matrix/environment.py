@@ -15,8 +15,8 @@ import torch
 
 from flowblend_plugins.manager import FlowblendPluginManager, make_plugin_manager
 
-_ALWAYS_THERE = ("flowblend-plugins", "torch", "diffusers", "transformers")
-_USED_BY_ADAPTERS = ("cache-dit", "DeepCache", "peft")
+ALWAYS_THERE = ("flowblend-plugins", "torch", "diffusers", "transformers")
+USED_BY_ADAPTERS = ("cache-dit", "DeepCache", "peft")
 
 
 def describe_environment(
@@ -28,8 +28,8 @@ def describe_environment(
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _ALWAYS_THERE},
-        "packages": dict(_installed(_USED_BY_ADAPTERS)),
+        **{name: importlib.metadata.version(name) for name in ALWAYS_THERE},
+        "packages": dict(_installed(USED_BY_ADAPTERS)),
         "adapters": dict(sorted(_distributions_of_adapters(manager))),
         "plugins": {name: f"{plugin.distribution} {plugin.version}" for name, plugin in sorted(plugins.items())},
         "platform": f"{platform.system()} {platform.machine()}",

@@ -14,24 +14,29 @@ from flowblend_plugins.video import write_mp4, write_png
 
 from .bench import Videos
 from .report import render_report
+from .report.markdown import render_markdown
 from .results import FILE_NAME, Matrix
 
 FRAMES_PER_SECOND = 8.0
 
 REPORT_NAME = "report.html"
+MARKDOWN_NAME = "report.md"
 
 
-def encode_videos(videos: Videos, title: str, as_stills: bool) -> dict[str, bytes]:
-    """Videos (or stills, of one frame each) as files of the folder: relative path to content."""
+def encode_videos(videos: Videos, title: str, as_stills: bool, min_side: int = 256) -> dict[str, bytes]:
+    """Videos (or stills, of one frame each) as files of the folder: relative path to content.
+
+    Those with a side under ``min_side`` pixels are enlarged, see :func:`flowblend_plugins.video.write_mp4`.
+    """
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", title).strip("-")
     files = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, video in enumerate(videos, start=1):
             path = Path(scratch, f"{stem}-{number}.{'png' if as_stills else 'mp4'}")
             if as_stills:
-                write_png(video[0], path)
+                write_png(video[0], path, min_side)
             else:
-                write_mp4(video, path, FRAMES_PER_SECOND)
+                write_mp4(video, path, FRAMES_PER_SECOND, min_side)
             files[f"videos/{path.name}"] = path.read_bytes()
     return files
 
@@ -60,4 +65,11 @@ def write_report(folder: Path, matrix: Matrix) -> Path:
     """Write ``report.html``, with the videos in it; gives its path."""
     path = folder / REPORT_NAME
     write_text_atomically(path, render_report(matrix, folder))
+    return path
+
+
+def write_markdown(folder: Path, matrix: Matrix) -> Path:
+    """Write ``report.md``, the same as tables; gives its path."""
+    path = folder / MARKDOWN_NAME
+    write_text_atomically(path, render_markdown(matrix))
     return path

@@ -13,6 +13,7 @@ from flowblend_plugins.cli.output import write_text_atomically
 from flowblend_plugins.errors import OutputError
 
 from .gate import Failure
+from .markdown import escape, table
 from .results import CellResult, Matrix
 
 _MANY = 50
@@ -71,7 +72,7 @@ def summary_markdown(matrix: Matrix, failures: Sequence[Failure]) -> str:
     verdict = "failed" if failures else "passed"
     lines = [f"## flowblend matrix: {verdict}, {len(matrix.cells)} of {matrix.run.num_planned} cells", ""]
     names = [name for name in ("pass", "degraded", "inert", "refused", "broken", "skipped") if _num(matrix, name)]
-    lines += _table(
+    lines += table(
         ["pair", *names, "unexpected"],
         [
             [
@@ -85,7 +86,7 @@ def summary_markdown(matrix: Matrix, failures: Sequence[Failure]) -> str:
     if failures:
         lines += [f"### What failed ({len(failures)})", ""]
         rows = [[one.cell.pair, one.cell.id, one.kind.replace("_", " "), one.what] for one in failures[:_MANY]]
-        lines += _table(["pair", "cell", "kind", "what"], rows)
+        lines += table(["pair", "cell", "kind", "what"], rows)
         if len(failures) > _MANY:
             lines += [f"and {len(failures) - _MANY} more, in matrix.json.", ""]
     fastest = sorted(
@@ -104,25 +105,14 @@ def summary_markdown(matrix: Matrix, failures: Sequence[Failure]) -> str:
             ]
             for cell in fastest
         ]
-        lines += _table(["pair", "cell", "speed-up", "PSNR", "SSIM"], rows)
+        lines += table(["pair", "cell", "speed-up", "PSNR", "SSIM"], rows)
     versions = ", ".join(f"{name} {matrix.environment.get(name, '?')}" for name in ("torch", "diffusers"))
-    lines += [f"{versions}; {_escaped(str(matrix.environment.get('device', '?')))}", ""]
+    lines += [f"{versions}; {escape(str(matrix.environment.get('device', '?')))}", ""]
     return "\n".join(lines)
 
 
 def _num(matrix: Matrix, observed: str, pair: str | None = None) -> int:
     return Counter(cell.observed for cell in matrix.cells if pair in (None, cell.pair))[observed]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    return [*lines, *("| " + " | ".join(_escaped(text) for text in row) + " |" for row in rows), ""]
-
-
-def _escaped(text: str) -> str:
-    """As text in a table cell: no mark-up, no HTML, no line breaks, no mention of anybody."""
-    text = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
-    return re.sub(r"([\\`*_|\[\]~@#])", r"\\\1", text)
 
 
 def write_gate_files(

@@ -75,6 +75,8 @@ def describe_generation(generation: Generation, result: CellResult) -> None:
 def _timeline(generation: Generation) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for call in generation.calls:
+        if call.is_extra:
+            continue
         row = steps.setdefault(
             call.step.step_index,
             {

@@ -70,7 +70,8 @@ def run(
     junit: options.JunitOption = None,
     summary: options.SummaryOption = None,
     executor: options.ExecutorOption = options.ExecutorName.LOCAL,
-    workers: options.WorkersOption = 1,
+    ray_address: options.RayAddressOption = None,
+    workers: options.WorkersOption = None,
     cell_timeout: options.TimeoutOption = None,
     memory_limit: options.MemoryOption = None,
     sharing: options.SharingOption = True,
@@ -152,17 +153,18 @@ def run(
         min_psnr_db=min_psnr_db, min_ssim=min_ssim, min_alignment_kept=min_alignment_kept, min_speedup=min_speedup
     )
     foreseen = known_outcomes(manager, orders, expectations)
-    chosen = make_executor(executor.value, workers)
+    chosen = make_executor(executor.value, workers, ray_address)
+    ctx.call_on_close(chosen.close)
     settings = RunSettings(
         pairs=tuple(orders),
         num_repeats=num_repeats,
         budget=budget,
         is_sharing=sharing,
         runs_refused=run_refused,
-        num_threads=num_threads(workers, orders),
+        num_threads=chosen.cores_each or num_threads(chosen.num_workers, orders),
         cell_timeout_s=cell_timeout,
         memory_limit_mb=memory_limit,
-        timing_lock=f"flowblend-{os.getpid()}.lock" if workers > 1 else None,
+        timing_lock=f"flowblend-{os.getpid()}.lock" if chosen.num_workers > 1 else None,
         num_shown=shown_prompts(num_cells),
     )
     prepare_output_folder(out)

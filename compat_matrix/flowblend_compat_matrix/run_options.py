@@ -24,6 +24,14 @@ class ExecutorName(str, enum.Enum):
     """Who runs the cells."""
 
     LOCAL = "local"
+    RAY = "ray"
+
+
+class ReportFormat(str, enum.Enum):
+    """What a finished run is shown as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
 
 
 # -- what is run -----------------------------------------------------------------------------------------------------
@@ -91,9 +99,26 @@ FramesOption = Annotated[int | None, typer.Option(min=1, help="[default: the pai
 
 # -- how it is run ---------------------------------------------------------------------------------------------------
 
-ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="Where cells run.")]
+ExecutorOption = Annotated[
+    ExecutorName,
+    typer.Option("--executor", help="Where cells run: on this machine, or on a Ray cluster (extra `ray`)."),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The Ray cluster to join.  [default: RAY_ADDRESS, or one that is started on this machine]",
+    ),
+]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Worker processes; they never time anything at the same moment.")
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Worker processes; on one machine they never time anything at the same moment.  [default: 1; with ray one "
+        "for each GPU of the cluster, or each CPU where it has none]",
+    ),
 ]
 TimeoutOption = Annotated[
     float | None,
@@ -155,4 +180,7 @@ SummaryOption = Annotated[
         metavar="FILE",
         help="Write a summary in GitHub's Markdown; on GitHub Actions the job's page gets one in any case.",
     ),
+]
+FormatOption = Annotated[
+    ReportFormat, typer.Option("--format", help="A page with the videos in it, or tables in GitHub's Markdown.")
 ]

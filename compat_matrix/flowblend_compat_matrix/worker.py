@@ -108,7 +108,10 @@ class _OpenPair:
         return Outcome(result, files)
 
     def _encode(self, what: str, pair: str, videos: Any) -> tuple[list[str], dict[str, bytes]]:
-        files = encode_videos(videos[: self._settings.num_shown], f"{pair} {what}", self._bench.makes_stills)
+        num_shown, title = self._settings.num_shown, f"{pair} {what}"
+        # Of so many cells that one prompt is shown, tiny videos stay small too, so that one report can hold them all.
+        min_side = 64 if num_shown == 1 else 256
+        files = encode_videos(videos[:num_shown], title, self._bench.makes_stills, min_side)
         return list(files), files
 
     def describe(self) -> tuple[PairRecord, dict[str, bytes]]:

@@ -16,6 +16,8 @@ from typing import Any
 import av
 import pytest
 
+from tests.report.samples import embedded
+
 
 @pytest.fixture
 def tiny_run(saved_pair: Path, tmp_path: Path) -> list[str]:
@@ -87,7 +89,7 @@ def test_a_whole_run(flowblend: Callable[..., Any], tiny_run: list[str], tmp_pat
     for video in (path for cell in cells.values() for path in cell["videos"]):
         assert base64.b64encode((out / video).read_bytes()).decode() in html, f"{video} is not in the report"
     assert "<script>alert" not in html
-    assert "&lt;script&gt;alert(1)" in html
+    assert "<script>alert(1)" in str(embedded(html, "data")), "the prompt, as the page's script reads it"
     assert str(out / "report.html") in result.out.replace("\n", "")
     assert all(name in result.out for name in cells)
 

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -17,7 +16,8 @@ from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ..orders import Batch, Began, Message, Outcome, RunSettings, lost_cell
+from ..orders import Batch, Message, RunSettings, lost_cell
+from .batch_in_hand import BatchInHand, take_batch
 
 _POLL_S = 0.5
 _GOING_TAKES_S = 5.0
@@ -30,11 +30,16 @@ class LocalExecutor:
         num_workers: how many.
     """
 
+    cores_each: int | None = None
+
     def __init__(self, num_workers: int = 1) -> None:
-        self._num_workers = num_workers
+        self.num_workers = num_workers
+
+    def close(self) -> None:
+        """Nothing is held between runs."""
 
     def describe(self) -> str:
-        return "1 local worker process" if self._num_workers == 1 else f"{self._num_workers} local worker processes"
+        return "1 local worker process" if self.num_workers == 1 else f"{self.num_workers} local worker processes"
 
     def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Iterator[Message]:
         """See :class:`~flowblend_compat_matrix.executors.Executor`.
@@ -43,7 +48,7 @@ class LocalExecutor:
             FlowBlendError: a pair cannot be opened, or its controls cannot be run.
         """
         waiting = deque(batches)
-        workers = [_LocalWorker(settings) for _ in range(min(self._num_workers, len(waiting)))]
+        workers = [_LocalWorker(settings) for _ in range(min(self.num_workers, len(waiting)))]
         try:
             for worker in workers:
                 worker.take_from(waiting)
@@ -69,13 +74,13 @@ class _LocalWorker:
         self._settings = settings
         self._process: Any = None
         self._pipe: Any = None
-        self._batch: Batch | None = None
+        self._hand: BatchInHand | None = None
         self._pair: str | None = None
         self._left_over: Batch | None = None
 
     @property
     def is_busy(self) -> bool:
-        return self._batch is not None
+        return self._hand is not None
 
     @property
     def waitables(self) -> tuple[Any, ...]:
@@ -85,13 +90,10 @@ class _LocalWorker:
         """Begin with the next batch, one of the pair that is loaded already if there is any."""
         if not waiting:
             return
-        batch = next((one for one in waiting if one.pair == self._pair), waiting[0])
-        waiting.remove(batch)
+        batch = take_batch(waiting, self._pair)
         if self._process is None:
             self._start()
-        self._batch, self._pair, self._finished, self._lost = batch, batch.pair, set[str](), False
-        self._now = Began(batch.pair, None, "starting")
-        self._since = time.monotonic()
+        self._hand, self._pair = BatchInHand(batch), batch.pair
         self._pipe.send(batch)
 
     def left_over(self) -> Batch | None:
@@ -101,7 +103,8 @@ class _LocalWorker:
 
     def messages(self, has_news: bool) -> Iterator[Message]:
         """What the process has said, and what becomes of its cell if it is lost."""
-        while has_news and self._batch is not None:
+        hand = self._hand
+        while has_news and hand is not None:
             try:
                 if not self._pipe.poll():
                     break
@@ -109,30 +112,25 @@ class _LocalWorker:
             except (EOFError, OSError):
                 break
             if message is None:
-                self._batch = None
+                self._hand = None
                 return
             if isinstance(message, str):
                 raise FlowBlendError(message)
-            if isinstance(message, Began):
-                self._now, self._since = message, time.monotonic()
-            elif isinstance(message, Outcome):
-                self._finished.add(message.result.id)
+            hand.hear(message)
             yield message
-        limit = self._settings.cell_timeout_s
-        if self._batch is None:
+        if hand is None:
             return
+        limit = self._settings.cell_timeout_s
         if not self._process.is_alive() and not self._pipe_has_more():
-            yield from self._lose(*_cause_of_death(self._process.exitcode, self._num_oom_kills))
-        elif limit is None or self._now.cell is None or self._now.is_waiting:
-            return  # loading a pair takes as long as it takes
-        elif time.monotonic() - self._since > limit:
-            yield from self._lose("hung", f"It took longer than the limit of {limit:g} s ({self._now.what}).")
+            yield from self._lose(hand, *_cause_of_death(self._process.exitcode, self._num_oom_kills))
+        elif limit is not None and hand.is_over(limit):
+            yield from self._lose(hand, "hung", hand.explain_hanging(limit))
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
         if self._process is None:
             return
-        is_busy = self._batch is not None
+        is_busy = self.is_busy
         self._pipe.close()  # to an idle worker the word to go
         if not is_busy:
             self._process.join(_GOING_TAKES_S)
@@ -146,22 +144,18 @@ class _LocalWorker:
             return self._pipe.poll() and self._process.exitcode == 0
         return False
 
-    def _lose(self, failure: str, reason: str) -> Iterator[Message]:
-        batch = self._batch
-        assert batch is not None
+    def _lose(self, hand: BatchInHand, failure: str, reason: str) -> Iterator[Message]:
         self.stop()
-        self._batch = None
-        if self._now.cell is None:
+        self._hand = None
+        pair, cell = hand.batch.pair, hand.to_blame()
+        if hand.now.cell is None:
             raise FlowBlendError(
-                f"pair {batch.pair}: the worker process was lost over {self._now.what}, before any cell. {reason}"
+                f"pair {pair}: the worker process was lost over {hand.now.what}, before any cell. {reason}"
             )
-        unfinished = [cell for cell in batch.cells if cell.id not in self._finished]
-        if not unfinished:  # it fell over its own end
+        if cell is None:  # it fell over its own end
             return
-        # Lost after a cell and before the next one began: the next one it would have been.
-        cell = next((cell for cell in unfinished if cell.id == self._now.cell), unfinished[0])
-        self._left_over = batch.without({*self._finished, cell.id})
-        yield lost_cell(batch.pair, cell, failure, reason)
+        self._left_over = hand.left(without=cell)
+        yield lost_cell(pair, cell, failure, reason)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")

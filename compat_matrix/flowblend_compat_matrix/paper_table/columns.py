@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flowblend_adapters.distilled_samplers.own_levels import mix_levels
@@ -59,7 +60,7 @@ class OwnLevelsColumn(Column):
             return CellSpec(named.schedule, ("distilled(num_inference_steps=8)",))
         dense = _large_levels(20)
         letters = [one.denoiser for one in named.schedule.assignments(len(dense))]
-        few = json.loads((REFERENCE.distilled["small-8"] / "distilled.json").read_text())["sigmas"]
+        few = json.loads((Path(REFERENCE.distilled["small-8"]) / "distilled.json").read_text())["sigmas"]
         mixed = mix_levels(dense, letters, few)
         assert mixed is not None, "every stage of the small denoiser holds some of its eight levels"
         levels = ", ".join(f"{level:.6g}" for level in mixed.sigmas)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything it shows, and a table for the terminal."""
+"""The report: one HTML file that holds everything it shows, and the same as Markdown and in the terminal."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import base64
 import hashlib
 from pathlib import Path
 
-from flowblend_plugins.errors import FlowBlendError
-
 from ..results import Matrix
 from . import figures
-from .view import make_view
+from .details import json_for_script, page_data
+from .media import by_relevance, choose_media
+from .view import DECLARED_MARKS, VERDICT_MARKS, pair_views
+
+MAX_BYTES = 15_000_000
+"""Of the whole page: what a mail server takes, a phone opens, and a repository holds."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
+_SCRIPTS = ("player.js", "grid.js", "cell.js", "page.js")
+# No text and no JSON on the page holds a bare "<", so nothing from outside can be taken for it.
+_MEDIA_GO_HERE = "<!--media-->"
 
 
-def render_report(matrix: Matrix, folder: Path) -> str:
+def render_report(matrix: Matrix, folder: Path, max_bytes: int = MAX_BYTES) -> str:
     """The report as HTML: style, script and videos are inside, nothing is fetched.
 
     Args:
         matrix: the results.
         folder: where the videos that they name are.
+        max_bytes: of the page in UTF-8. Videos that do not fit stay outside, the least relevant first
+            (:func:`.media.by_relevance`), and the page says which; without any it may still be larger.
 
     Raises:
         FlowBlendError: a video is missing, or is named outside the folder.
@@ -37,29 +44,23 @@ def render_report(matrix: Matrix, folder: Path) -> str:
     )
     for name in ("figure", "times", "percent", "between", "plus_minus", "flops"):
         environment.filters[name] = getattr(figures, name)
-    environment.filters["data_url"] = lambda name: _data_url(folder, name)
-    script = (_TEMPLATES / "player.js").read_text(encoding="utf-8")
+    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     # Only this script may run: were a prompt ever to get through unescaped, the browser would refuse it.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         matrix=matrix,
         run=matrix.run,
-        pair=matrix.run.pairs[0],
-        view=make_view(matrix),
+        pairs=pair_views(matrix),
+        marks=VERDICT_MARKS,
+        declared_marks=DECLARED_MARKS,
+        max_bytes=max_bytes,
+        data=json_for_script(page_data(matrix)),
+        media=_MEDIA_GO_HERE,
         script=script,
         script_hash=f"sha256-{digest}",
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
     )
-
-
-def _data_url(folder: Path, name: str) -> str:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or path.suffix not in _MEDIA_TYPES:
-        raise FlowBlendError(f"the results name {name!r} as a video, which is no mp4 or png in {folder}. It is not read.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FlowBlendError(
-            f"{path} cannot be read ({error.strerror}), but the results name it. Run `flowblend matrix run` again."
-        ) from error
-    return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(content).decode()}"
+    names = len(json_for_script(list(by_relevance(matrix))).encode())  # each is in the index or among those left out
+    per_entry = 64  # around a file: quotes, its media type, its place
+    room = max_bytes - len(page.encode()) - names - per_entry * (1 + sum(1 for _ in by_relevance(matrix)))
+    return page.replace(_MEDIA_GO_HERE, json_for_script(choose_media(matrix, folder, room).to_dict()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..results import Matrix
+from ..results import Matrix, PairRecord
 
 _REFERENCE = (
     "This pair is small and was trained for this package. It can tell whether code is right, and which stages need the "
@@ -14,44 +14,43 @@ _REFERENCE = (
 )
 
 
-def caveats(matrix: Matrix) -> list[str]:
+def caveats(matrix: Matrix, pair: PairRecord) -> list[str]:
     """Counting conventions, and the limits of this machine, these prompts and this pair."""
     run, where = matrix.run, matrix.environment
+    threads = "1 thread" if where.get("num_threads") == 1 else f"{where.get('num_threads')} threads"
     repeats = "one warm repeat" if run.num_repeats == 1 else f"{run.num_repeats} warm repeats"
     said = [
         f"Speed is a ratio to the control that ran beside the cell in the same process: the median of {repeats}, with "
         "the lowest and the highest. It covers prompt encoding and denoising, not decoding. Milliseconds are those of "
-        f"{where.get('device')} with {where.get('num_threads')} threads (load {where.get('load_average')} at the "
+        f"{where.get('device')} with {threads} (load {where.get('load_average')} at the "
         "start) and mean nothing elsewhere; other work on the machine shows in the spread.",
         "FLOPs count 2 per multiply-add, every guidance branch, and the denoisers alone. “Linear” counts linear layers "
         "only, which reproduces the totals published for FlowBlending; “full” adds attention products and "
         "convolutions. A reused forward counts as 0. Published savings differ by convention: compare like with like.",
-        "Fidelity (PSNR, SSIM) is distance from large-only’s video of the same seed, not quality: a good video that "
+        "Fidelity (PSNR, SSIM) is nearness to what large-only makes of the same seed, not quality: a good video that "
         "differs scores low. High-frequency error compares the strength of fine detail, place by place; flicker is of "
         "the video alone.",
     ]
-    if len(run.pairs[0].prompts) > 1:
-        said.append(
-            f"Figures are means over {len(run.pairs[0].prompts)} prompts, ± is the standard deviation over them."
-        )
+    if len(pair.prompts) > 1:
+        said.append(f"Figures are means over {len(pair.prompts)} prompts, ± is the standard deviation over them.")
     else:
         said.append("Figures are of a single prompt and seed.")
-    if run.pairs[0].judge:
+    if pair.judge:
         said.append(
-            f"Prompt alignment and Frechet distance come from the {run.pairs[0].judge}. With few videos the Frechet "
+            f"Prompt alignment and Frechet distance come from the {pair.judge}. With few videos the Frechet "
             "distance is biased upwards, so compare it within this report only; one wrong attribute moves alignment "
             "visibly."
         )
-    said.append(_budget(matrix))
-    if run.pairs[0].name == "reference":
+    said.append(_budget(matrix, pair))
+    if pair.name == "reference":
         said.append(_REFERENCE)
     return said
 
 
-def _budget(matrix: Matrix) -> str:
+def _budget(matrix: Matrix, pair: PairRecord) -> str:
     budget = matrix.run.budget
     bounds = f"PSNR {budget['min_psnr_db']:g} dB, SSIM {budget['min_ssim']:g}"
-    if matrix.run.pairs[0].judge:
+    if pair.judge:
         bounds += f", {budget['min_alignment_kept']:.0%} of large-only’s prompt alignment"
     return (
         f"“Degraded” means below the budget: {bounds}. The budget lies between the published WAN clips of FlowBlending "

@@ -7,9 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+
+class Margins(NamedTuple):
+    """Around every plot."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
 WIDTH = 460.0
-SCATTER_HEIGHT, LINES_HEIGHT = 520.0, 200.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 16.0, 40.0
+SCATTER_HEIGHT, SQUARE_HEIGHT, LINES_HEIGHT = 440.0, 400.0, 200.0
+MARGINS = Margins(left=46.0, right=14.0, top=16.0, bottom=40.0)
 _BAND = 36.0
 """Height above the plot, where values beyond every scale (an infinite PSNR) stand in a strip."""
 
@@ -29,7 +39,7 @@ class Box(NamedTuple):
 
 @dataclass
 class Point:
-    """One cell: where it is drawn and how it is called."""
+    """One cell: where it is drawn, how it is called, and its number on the page."""
 
     label: str
     kind: str
@@ -39,6 +49,7 @@ class Point:
     low: float
     high: float
     text: Box = field(default_factory=lambda: Box(0.0, 0.0, "start"))
+    cell: int | None = None
 
 
 @dataclass
@@ -51,14 +62,14 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     height: float
-    top: float = _TOP
-    left: float = _LEFT
-    right: float = WIDTH - _RIGHT
+    top: float = MARGINS.top
+    left: float = MARGINS.left
+    right: float = WIDTH - MARGINS.right
     width: float = WIDTH
 
     @property
     def bottom(self) -> float:
-        return self.height - _BOTTOM
+        return self.height - MARGINS.bottom
 
 
 @dataclass
@@ -68,7 +79,7 @@ class Scatter(Chart):
     points: list[Point] = field(default_factory=list)
     front: str = ""
     budget_y: float | None = None
-    band_y: float = _TOP + 11.0
+    band_y: float = MARGINS.top + 11.0
 
 
 class Line(NamedTuple):
@@ -104,6 +115,7 @@ class Marked(NamedTuple):
     speedup: float
     speedup_range: tuple[float, float]
     fidelity: float
+    cell: int | None = None
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -115,39 +127,38 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def scatter(marked: Sequence[Marked], budget: float | None, label_all: bool = True) -> Scatter:
+def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
     """Speed-up over large-only against PSNR to it, with the Pareto front and the quality budget.
 
-    Without ``label_all`` only the cells on the front are named; the others say who they are when pointed at.
+    Points without a label say who they are when pointed at. What is broken is drawn, and is never on the front.
     """
     speeds = [value for one in marked for value in (one.speedup, *one.speedup_range)] + [1.0]
     finite = [one.fidelity for one in marked if math.isfinite(one.fidelity)]
     if budget is not None:
         finite.append(budget)
-    x_ticks, x_low, x_high = _ticks(min(speeds), max(speeds), 6)
-    y_ticks, y_low, y_high = _ticks(min(finite, default=0.0), max(finite, default=1.0), 6)
-    plot_top, plot_bottom = _TOP + _BAND, SCATTER_HEIGHT - _BOTTOM
+    x_ticks, x_low, x_high = ticks(min(speeds), max(speeds), 6)
+    y_ticks, y_low, y_high = ticks(min(finite, default=0.0), max(finite, default=1.0), 6)
+    plot_top, plot_bottom = MARGINS.top + _BAND, SCATTER_HEIGHT - MARGINS.bottom
     chart = Scatter(
         title="Speed-up against fidelity",
         x_label="speed-up over large-only",
         y_label="PSNR to large-only, dB",
-        x_ticks=[Tick(_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
-        y_ticks=[Tick(_y(tick, y_low, y_high, plot_top, plot_bottom), f"{tick:g}") for tick in y_ticks],
+        x_ticks=[Tick(to_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
+        y_ticks=[Tick(to_y(tick, y_low, y_high, plot_top, plot_bottom), f"{tick:g}") for tick in y_ticks],
         height=SCATTER_HEIGHT,
         top=plot_top,
     )
 
     def place(speed: float, fidelity: float) -> tuple[float, float]:
         is_finite = math.isfinite(fidelity)
-        y = _y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
-        return _x(speed, x_low, x_high), y
+        y = to_y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
+        return to_x(speed, x_low, x_high), y
 
-    best = pareto_front((one.speedup, one.fidelity) for one in marked)
+    best = pareto_front((one.speedup, one.fidelity) for one in marked if one.kind != "broken")
     for one in marked:
         x, y = place(one.speedup, one.fidelity)
-        low, high = (_x(value, x_low, x_high) for value in one.speedup_range)
-        label = one.label if label_all or (one.speedup, one.fidelity) in best else ""
-        chart.points.append(Point(label, one.kind, one.title, x, y, low, high))
+        low, high = (to_x(value, x_low, x_high) for value in one.speedup_range)
+        chart.points.append(Point(one.label, one.kind, one.title, x, y, low, high, cell=one.cell))
     _place_labels(chart)
     front = [place(*point) for point in best]
     steps = []
@@ -157,7 +168,7 @@ def scatter(marked: Sequence[Marked], budget: float | None, label_all: bool = Tr
         steps.append(f"{x:.1f},{y:.1f}")
     chart.front = " ".join(steps)
     if budget is not None:
-        chart.budget_y = _y(budget, y_low, y_high, plot_top, plot_bottom)
+        chart.budget_y = to_y(budget, y_low, y_high, plot_top, plot_bottom)
     return chart
 
 
@@ -175,38 +186,42 @@ def line_chart(
     steps = [step for _, _, values in curves for step, _ in values]
     heights = [value for _, _, values in curves for _, value in values]
     first, last = min(steps), max(max(steps), min(steps) + 1)
-    y_ticks, y_low, y_high = _ticks(min(heights), max(heights), 5)
-    x_ticks = [tick for tick in _ticks(first + 1, last + 1, 6)[0] if first + 1 <= tick <= last + 1]
+    y_ticks, y_low, y_high = ticks(min(heights), max(heights), 5)
+    x_ticks = [tick for tick in ticks(first + 1, last + 1, 6)[0] if first + 1 <= tick <= last + 1]
     low, high = first + 0.5, last + 1.5
-    bottom = LINES_HEIGHT - _BOTTOM
+    bottom = LINES_HEIGHT - MARGINS.bottom
     chart = LineChart(
         title=title,
         x_label="step",
         y_label=y_label,
-        x_ticks=[Tick(_x(tick, low, high), f"{tick:g}") for tick in x_ticks if tick == int(tick)],
-        y_ticks=[Tick(_y(tick, y_low, y_high, _TOP, bottom), f"{tick:g}") for tick in y_ticks],
+        x_ticks=[Tick(to_x(tick, low, high), f"{tick:g}") for tick in x_ticks if tick == int(tick)],
+        y_ticks=[Tick(to_y(tick, y_low, y_high, MARGINS.top, bottom), f"{tick:g}") for tick in y_ticks],
         height=LINES_HEIGHT,
     )
     for label, kind, values in curves:
-        points = " ".join(f"{_x(s + 1, low, high):.1f},{_y(v, y_low, y_high, _TOP, bottom):.1f}" for s, v in values)
+        points = " ".join(
+            f"{to_x(s + 1, low, high):.1f},{to_y(v, y_low, y_high, MARGINS.top, bottom):.1f}" for s, v in values
+        )
         chart.lines.append(Line(label, kind, points))
     edges = [low, *(boundary + 0.5 for boundary in boundaries), high]
     for label, start, end in zip(("early", "intermediate", "late"), edges, edges[1:], strict=False):
         start, end = max(start, low), min(end, high)
         if end > start:
-            chart.zones.append(Zone(label, _x(start, low, high), _x(end, low, high) - _x(start, low, high)))
+            chart.zones.append(Zone(label, to_x(start, low, high), to_x(end, low, high) - to_x(start, low, high)))
     return chart
 
 
-def _x(value: float, low: float, high: float) -> float:
-    return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+def to_x(value: float, low: float, high: float) -> float:
+    """Where a value stands across the plot, whose ends are ``low`` and ``high``."""
+    return MARGINS.left + (value - low) / (high - low) * (WIDTH - MARGINS.left - MARGINS.right)
 
 
-def _y(value: float, low: float, high: float, top: float, bottom: float) -> float:
+def to_y(value: float, low: float, high: float, top: float, bottom: float) -> float:
+    """Where a value stands between ``bottom`` and ``top``, larger ones further up."""
     return bottom - (value - low) / (high - low) * (bottom - top)
 
 
-def _ticks(low: float, high: float, count: int) -> tuple[list[float], float, float]:
+def ticks(low: float, high: float, count: int) -> tuple[list[float], float, float]:
     """Round numbers that enclose the range, at most about ``count``, and the first and last of them."""
     span = max(high - low, abs(high) * 1e-3, 1e-9)
     rough = span / count
@@ -221,7 +236,7 @@ def _ticks(low: float, high: float, count: int) -> tuple[list[float], float, flo
 def _place_labels(chart: Scatter) -> None:
     """Beside each point where there is room: to the right, to the left, above, below."""
     taken: list[tuple[float, float, float, float]] = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in chart.points]
-    for point in chart.points:
+    for point in (point for point in chart.points if point.label):
         length = 6.6 * len(point.label)
         choices = (
             (Box(point.x + 10, point.y + 4, "start"), point.x + 10),

@@ -1,13 +1,15 @@
-"""Stacks down, schedules across: the page's overview where there are too many cells for a card each."""
+"""Stacks down, schedules across: the overview of one pair."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..results import CellResult, Matrix
+from ..results import CellResult
 
-MANY_CELLS = 12
-"""Above this, cells with a stack are folded away beneath the grid."""
+_NUMERALS = {1: "One adapter", 2: "Two adapters", 3: "Three adapters"}
+ALONE = "Schedules alone"
+REFUSED_EVERYWHERE = "Refused on every schedule"
 
 
 class GridRow(NamedTuple):
@@ -17,37 +19,47 @@ class GridRow(NamedTuple):
     cells: list[CellResult | None]
 
 
+class GridGroup(NamedTuple):
+    """Rows of one kind."""
+
+    title: str
+    rows: list[GridRow]
+
+
 class Grid(NamedTuple):
     """The verdict grid."""
 
     schedules: list[str]
-    rows: list[GridRow]
+    groups: list[GridGroup]
+
+    @property
+    def rows(self) -> list[GridRow]:
+        return [row for group in self.groups for row in group.rows]
 
 
-def make_grid(matrix: Matrix) -> Grid | None:
-    """The grid of a matrix that has stacks; its first row is the blend alone."""
-    if not any(cell.adapters for cell in matrix.cells):
-        return None
-    schedules = list(dict.fromkeys(cell.schedule for cell in matrix.cells))
-    stacks = list(dict.fromkeys(tuple(cell.adapters) for cell in matrix.cells))
-    found = {(tuple(cell.adapters), cell.schedule): cell for cell in matrix.cells}
-    rows = [
-        GridRow(" + ".join(stack) or "nothing stacked", [found.get((stack, schedule)) for schedule in schedules])
-        for stack in sorted(stacks, key=bool)
-    ]
-    return Grid(schedules, rows)
+def make_grid(cells: Sequence[CellResult]) -> Grid:
+    """The grid of one pair's cells: the schedules alone, one adapter, two and more, and what is refused everywhere."""
+    schedules = list(dict.fromkeys(cell.schedule for cell in cells))
+    stacks = list(dict.fromkeys(tuple(cell.adapters) for cell in cells))
+    found = {(tuple(cell.adapters), cell.schedule): cell for cell in cells}
+    groups: dict[str, list[GridRow]] = {}
+    for stack in sorted(stacks, key=len):
+        row = GridRow(stack_name(stack), [found.get((stack, schedule)) for schedule in schedules])
+        groups.setdefault(_kind(stack, row), []).append(row)
+    refused = groups.pop(REFUSED_EVERYWHERE, None)
+    if refused:
+        groups[REFUSED_EVERYWHERE] = refused
+    return Grid(schedules, [GridGroup(title, rows) for title, rows in groups.items()])
 
 
-def standing_out(matrix: Matrix) -> list[CellResult]:
-    """Cells that get a card of their own: all of a few; of many, the schedules alone and whatever is broken."""
-    if len(matrix.cells) <= MANY_CELLS:
-        return list(matrix.cells)
-    return [cell for cell in matrix.cells if not cell.adapters or cell.observed == "broken"]
+def stack_name(stack: Sequence[str]) -> str:
+    """A stack as people read it."""
+    return " + ".join(stack) or "nothing stacked"
 
 
-def worth_watching(matrix: Matrix) -> list[CellResult]:
-    """Cells whose videos are shown: all of a few; of many, the schedules alone and every stack on the first blend."""
-    if len(matrix.cells) <= MANY_CELLS:
-        return list(matrix.cells)
-    blends = [cell.schedule for cell in matrix.cells if cell.num_large_forwards and cell.num_small_forwards]
-    return [cell for cell in matrix.cells if not cell.adapters or cell.schedule in blends[:1]]
+def _kind(stack: Sequence[str], row: GridRow) -> str:
+    if not stack:
+        return ALONE
+    if all(cell is None or cell.observed == "refused" for cell in row.cells):
+        return REFUSED_EVERYWHERE
+    return _NUMERALS.get(len(stack), f"{len(stack)} adapters")

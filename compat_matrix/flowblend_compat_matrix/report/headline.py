@@ -1,11 +1,15 @@
-"""The one sentence that says what a matrix found."""
+"""The one sentence that says what a pair's cells found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..results import CellResult, Matrix
+from ..results import CellResult
 from .figures import figure, percent, times
+
+_MANY = 5
+"""Cells that are named in a sentence."""
 
 
 class Headline(NamedTuple):
@@ -15,9 +19,9 @@ class Headline(NamedTuple):
     detail: str
 
 
-def headline(matrix: Matrix) -> Headline:
+def headline(cells: Sequence[CellResult]) -> Headline:
     """The fastest cell within the quality budget; failing that, what stood in the way."""
-    changed = [c for c in matrix.cells if c.speedup_over_large is not None and not c.is_identical_to_large]
+    changed = [c for c in cells if c.speedup_over_large is not None and not c.is_identical_to_large]
     passing = [c for c in changed if c.observed == "pass" and _speedup(c) > 1.0]
     degraded = [c for c in changed if c.observed == "degraded"]
     if passing:
@@ -32,9 +36,10 @@ def headline(matrix: Matrix) -> Headline:
     else:
         text = "Nothing here could be compared with the large denoiser alone"
         detail = "No cell ran that changes its output."
-    broken = [c.id for c in matrix.cells if c.observed == "broken"]
+    broken = [c.id for c in cells if c.observed == "broken"]
     if broken:
-        detail += f" Broken: {', '.join(broken)}."
+        more = f" and {len(broken) - _MANY} more" if len(broken) > _MANY else ""
+        detail += f" Broken: {', '.join(broken[:_MANY])}{more}."
     return Headline(f"{text}.", detail)
 
 
@@ -45,4 +50,4 @@ def _speedup(cell: CellResult) -> float:
 def _fidelity(cell: CellResult) -> str:
     if cell.psnr_db is None:
         return "fidelity not measured"
-    return f"{figure(cell.psnr_db, 1)} dB PSNR to its video of the same seed"
+    return f"{figure(cell.psnr_db, 1)} dB PSNR to it at the same seed"

@@ -2,166 +2,137 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..results import CellResult, Matrix
+from ..results import CellResult, Matrix, PairRecord
 from .caveats import caveats
 from .charts import LineChart, Marked, Scatter, line_chart, scatter
+from .details import adapter_names
 from .figures import figure, times
-from .grid import MANY_CELLS, Grid, make_grid, standing_out, worth_watching
+from .grid import Grid, make_grid
 from .headline import Headline, headline
+from .media import on_front, speed_and_fidelity
+from .stacking import StackingChart, stacking_chart
 
 VERDICT_MARKS = {"pass": "✓", "degraded": "≈", "inert": "○", "refused": "⊘", "broken": "✕", "skipped": "…"}
+DECLARED_MARKS = {"composes": "+", "composes_with_reset": "↻", "inert": "○", "refused": "⊘"}
 _BRANCHES = {"cond": "with the prompt", "uncond": "without it", "guided": "after guidance"}
 
 
-class Run(NamedTuple):
-    """Consecutive steps of one denoiser; ``first`` and ``last`` counted from 1."""
-
-    denoiser: str
-    first: int
-    last: int
-
-    @property
-    def num_steps(self) -> int:
-        return self.last - self.first + 1
-
-
-class Lane(NamedTuple):
-    """One denoiser's steps: for every step ``""`` or what was done in it."""
-
-    denoiser: str
-    outcomes: list[str]
-
-
-@dataclass(frozen=True)
-class CellView:
-    """A cell and what is drawn of it."""
-
-    result: CellResult
-    mark: str
-    runs: list[Run]
-    lanes: list[Lane]
-
-
-class Column(NamedTuple):
-    """Videos of one cell, one for each shown prompt."""
+class FrontRow(NamedTuple):
+    """A cell on the front of speed and fidelity, as the chart's key names it."""
 
     label: str
-    note: str
-    videos: list[str]
+    number: int
+    cell: CellResult
+
+
+class AdapterGroup(NamedTuple):
+    """Adapters of one family, for the filter; ``""`` where the results do not say which it is."""
+
+    family: str
+    names: list[str]
 
 
 @dataclass(frozen=True)
-class View:
-    """Everything on the page."""
+class PairView:
+    """Everything on the page about one pair; cells are named by their number in the whole matrix."""
 
+    record: PairRecord
     headline: Headline
-    grid: Grid | None
-    marks: dict[str, str]
-    cells: list[CellView]
-    cards: list[CellView]
-    folded: list[CellView]
-    columns: list[Column]
-    prompts: list[str]
+    grid: Grid
+    numbers: dict[str, int]
+    counts: dict[str, int]
+    num_surprises: int
+    adapters: list[AdapterGroup]
     scatter: Scatter | None
+    front: list[FrontRow]
+    stacking: StackingChart | None
     divergence: list[LineChart]
-    metric_names: list[str]
-    has_stacks: bool
     caveats: list[str]
 
+    @property
+    def num_cells(self) -> int:
+        return len(self.numbers)
 
-def make_view(matrix: Matrix) -> View:
-    """Work out the whole page."""
-    columns = _columns(matrix)
-    num_shown = max((len(column.videos) for column in columns), default=0)
-    cells = [_cell_view(cell) for cell in matrix.cells]
-    with_card = {cell.id for cell in standing_out(matrix)}
-    return View(
-        headline=headline(matrix),
-        grid=make_grid(matrix),
-        marks=VERDICT_MARKS,
-        cells=cells,
-        cards=[cell for cell in cells if cell.result.id in with_card],
-        folded=[cell for cell in cells if cell.result.id not in with_card],
-        columns=columns,
-        prompts=matrix.run.pairs[0].prompts[:num_shown],
-        scatter=_scatter(matrix),
-        divergence=_divergence(matrix),
-        metric_names=sorted({name for cell in matrix.cells for name in cell.metrics}),
-        has_stacks=any(cell.adapters for cell in matrix.cells),
-        caveats=caveats(matrix),
+
+def pair_views(matrix: Matrix) -> list[PairView]:
+    """Work out the whole page; pairs that have no cell yet are left out."""
+    views = []
+    for pair in matrix.run.pairs:
+        cells = [(number, cell) for number, cell in enumerate(matrix.cells) if cell.pair == pair.name]
+        if cells:
+            views.append(_pair_view(matrix, pair, cells))
+    return views
+
+
+def _pair_view(matrix: Matrix, pair: PairRecord, cells: list[tuple[int, CellResult]]) -> PairView:
+    results = [cell for _, cell in cells]
+    counted = Counter(cell.observed or "" for cell in results)
+    numbers = {cell.id: number for number, cell in cells}
+    best = on_front(results)
+    # Schedules have short names; a stack's would cover the chart, so those on the front are numbered.
+    labels = {cell.id: str(place) for place, cell in enumerate((one for one in best if one.adapters), start=1)}
+    labels |= {cell.id: cell.schedule for cell in results if not cell.adapters}
+    return PairView(
+        record=pair,
+        headline=headline(results),
+        grid=make_grid(results),
+        numbers=numbers,
+        counts={name: counted[name] for name in VERDICT_MARKS if counted[name]},
+        num_surprises=sum(cell.surprise is not None for cell in results),
+        adapters=_adapters(results, matrix.run.families),
+        scatter=_scatter(cells, labels, matrix.run.budget.get("min_psnr_db")),
+        front=[FrontRow(labels[cell.id] if cell.adapters else "", numbers[cell.id], cell) for cell in best],
+        stacking=stacking_chart(cells),
+        divergence=_divergence(pair),
+        caveats=caveats(matrix, pair),
     )
 
 
-def _cell_view(cell: CellResult) -> CellView:
-    answers = [(row["step_index"] + 1, row["denoiser"]) for row in cell.timeline]
-    runs = []
-    for denoiser, group in itertools.groupby(answers, key=lambda answer: answer[1]):
-        steps = [step for step, _ in group]
-        runs.append(Run(denoiser, steps[0], steps[-1]))
-    lanes = [
-        Lane(letter, [_outcome(row) if row["denoiser"] == letter else "" for row in cell.timeline])
-        for letter in sorted({row["denoiser"] for row in cell.timeline} | ({"L", "S"} if cell.timeline else set()))
-    ]
-    return CellView(cell, VERDICT_MARKS.get(cell.observed or "", "?"), runs, lanes)
+def _adapters(cells: Sequence[CellResult], families: dict[str, str]) -> list[AdapterGroup]:
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for cell in cells for name in adapter_names(cell)):
+        found.setdefault(families.get(name, ""), []).append(name)
+    return [AdapterGroup(family, sorted(names)) for family, names in sorted(found.items())]
 
 
-def _outcome(row: dict[str, Any]) -> str:
-    """What was done in a step; ``mixed`` where the guidance branches differ."""
-    outcomes = set(row["outcomes"].values())
-    return outcomes.pop() if len(outcomes) == 1 else "mixed"
-
-
-def _columns(matrix: Matrix) -> list[Column]:
-    columns = []
-    if matrix.run.pairs[0].large_only.videos:
-        columns.append(Column("large only", "the reference", matrix.run.pairs[0].large_only.videos))
-    for cell in worth_watching(matrix):
-        if cell.videos:
-            note = "equals large-only" if cell.is_identical_to_large else f"{figure(cell.psnr_db, 1)} dB"
-            columns.append(Column(cell.id, f"{note}, {times(cell.speedup_over_large)}", cell.videos))
-    return columns
-
-
-def _scatter(matrix: Matrix) -> Scatter | None:
+def _scatter(
+    cells: Sequence[tuple[int, CellResult]], labels: dict[str, str], min_psnr_db: float | None
+) -> Scatter | None:
     marked = []
-    for cell in matrix.cells:
-        fidelity = math.inf if cell.is_identical_to_large else cell.psnr_db
-        if cell.speedup_over_large is None or cell.speedup_over_large_range is None or fidelity is None:
+    for number, cell in cells:
+        place = speed_and_fidelity(cell)
+        if place is None or cell.speedup_over_large_range is None:
             continue
+        speedup, fidelity = place
         low, high = cell.speedup_over_large_range
-        where = "identical" if math.isinf(fidelity) else f"{fidelity:.1f} dB"
-        title = f"{cell.id}: {times(cell.speedup_over_large)} ({low:.2f}–{high:.2f}), {where}, {cell.observed}"
-        marked.append(Marked(cell.id, cell.observed or "", title, cell.speedup_over_large, (low, high), fidelity))
-    if not marked:
-        return None
-    return scatter(marked, matrix.run.budget.get("min_psnr_db"), label_all=len(marked) <= MANY_CELLS)
+        where = "identical" if math.isinf(fidelity) else f"{figure(fidelity, 1)} dB"
+        title = f"{cell.id}: {times(speedup)} ({low:.2f}–{high:.2f}), {where}, {cell.observed}"
+        label = labels.get(cell.id, "")
+        marked.append(Marked(label, cell.observed or "", title, speedup, (low, high), fidelity, number))
+    return scatter(marked, min_psnr_db) if marked else None
 
 
-def _divergence(matrix: Matrix) -> list[LineChart]:
-    if not matrix.run.pairs[0].divergence:
+def _divergence(pair: PairRecord) -> list[LineChart]:
+    if not pair.divergence:
         return []
-    branches = dict.fromkeys(row["branch"] for row in matrix.run.pairs[0].divergence)
-    boundaries = matrix.run.pairs[0].boundary_steps or []
+    branches = dict.fromkeys(row["branch"] for row in pair.divergence)
 
     def chart(quantity: str, title: str, label: str) -> LineChart:
         curves = [
             (
                 _BRANCHES.get(branch, branch or "velocity"),
                 branch if branch in _BRANCHES else "cond",
-                [
-                    (row["step_index"], row[quantity])
-                    for row in matrix.run.pairs[0].divergence
-                    if row["branch"] == branch
-                ],
+                [(row["step_index"], row[quantity]) for row in pair.divergence if row["branch"] == branch],
             )
             for branch in branches
         ]
-        return line_chart(title, label, curves, boundaries)
+        return line_chart(title, label, curves, pair.boundary_steps or [])
 
     return [
         chart("relative_l2", "Relative distance of the velocities", "‖small − large‖ / ‖large‖"),

@@ -1,14 +1,7 @@
 "use strict";
-// All videos of the page play in step: they start together once every one of them stands at the same frame, run on the
-// browser's clock (a slow machine drops frames but does not drift), and wait for each other at the end.
-(() => {
-  const videos = [...document.querySelectorAll("video")];
-  const play = document.getElementById("play");
-  const slow = document.getElementById("slow");
-  const scrub = document.getElementById("scrub");
-  if (!videos.length) return;
-
-  const fps = Number(document.querySelector(".player").dataset.fps);
+// Videos that play in step: they start together once every one of them stands at the same frame, run on the browser's
+// clock (a slow machine drops frames but does not drift), and wait for each other at the end.
+function makePlayer(videos, fps, play, scrub, slow) {
   const restMs = 500; // on the last frame, before the first comes again
   let playing = false;
   let starts = 0; // a start that was overtaken by a later click gives up
@@ -85,4 +78,5 @@
     seekAll((Number(scrub.value) + 0.5) / fps); // the middle of the frame, so that no rounding shows its neighbour
   });
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) setPlaying(true);
-})();
+  return { stop: () => setPlaying(false) };
+}

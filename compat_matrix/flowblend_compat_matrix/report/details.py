@@ -1,0 +1,200 @@
+"""What the page shows of a cell once it is opened: reasons, timeline and numbers, as its script reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..results import CellResult, ControlResult, Matrix, PairRecord
+from .figures import NOT_MEASURED, between, figure, flops, percent, times
+
+_OUTCOMES = {"compute": "c", "reuse": "r", "predict": "p"}
+_LETTERS = {True: "yes", False: "no", None: NOT_MEASURED}
+
+
+class Number(NamedTuple):
+    """A figure as text, and how far it spreads (may be empty)."""
+
+    value: str
+    spread: str = ""
+
+
+def json_for_script(value: Any) -> str:
+    """JSON that is safe inside ``<script>``: nothing in it can end the element, begin a comment or end a line."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def page_data(matrix: Matrix) -> dict[str, Any]:
+    """Every pair and every cell; cells in the order of the matrix, which is how the page's cells name them."""
+    metrics = sorted({name for cell in matrix.cells for name in cell.metrics})
+    return {
+        "numbers": number_labels(metrics),
+        "pairs": {pair.name: _pair(pair, metrics) for pair in matrix.run.pairs},
+        "cells": [_cell(cell, metrics, matrix.run.families) for cell in matrix.cells],
+    }
+
+
+def number_labels(metrics: Iterable[str]) -> list[str]:
+    """What the numbers of :func:`cell_numbers` and of the controls are, in their order."""
+    return [
+        "speed-up over large-only",
+        "over the schedule alone",
+        "over the stack alone",
+        "stacking efficiency",
+        "latency, ms",
+        "FLOPs, full",
+        "FLOPs, linear layers",
+        "PSNR to large-only, dB",
+        "SSIM to large-only",
+        "prompt alignment",
+        "Frechet distance",
+        *(name.replace("_", " ") for name in metrics),
+        "forwards computed by L / S",
+        "forwards reused / predicted",
+        "peak memory, MB",
+        "generation 2 equals generation 1",
+        "large-only unchanged afterwards",
+    ]
+
+
+def cell_numbers(cell: CellResult, metrics: Sequence[str]) -> list[Number]:
+    """Figures of a cell with their spread: lowest and highest over the rounds, deviation over the prompts."""
+    return [
+        Number(times(cell.speedup_over_large), _range(cell.speedup_over_large_range, 2)),
+        Number(times(cell.speedup_over_blend)),
+        Number(times(cell.speedup_over_stack)),
+        Number(figure(cell.stacking_efficiency)),
+        Number(figure(cell.latency_ms, 0), _range(cell.latency_ms_range, 0)),
+        Number(percent(cell.flops_fraction_full)),
+        Number(percent(cell.flops_fraction_linear)),
+        Number("identical") if cell.is_identical_to_large else _spread(cell.psnr_db, cell.psnr_db_std, 1),
+        _spread(cell.ssim, cell.ssim_std, 3),
+        Number(figure(cell.prompt_alignment, 3)),
+        Number(figure(cell.frechet_distance)),
+        *_metrics(cell, metrics),
+        Number(_slashed(cell.num_large_forwards, cell.num_small_forwards)),
+        Number(_slashed(cell.num_reused_forwards, cell.num_predicted_forwards)),
+        Number(figure(cell.peak_memory_mb, 0), f"of the {cell.peak_memory_of}" if cell.peak_memory_of else ""),
+        Number(_LETTERS[cell.is_warm_equal]),
+        Number(_LETTERS[cell.is_teardown_clean]),
+    ]
+
+
+def _control_numbers(control: ControlResult, is_large: bool, large: ControlResult, metrics: list[str]) -> list[Number]:
+    """The same of either denoiser alone; FLOPs of large-only are the whole, as a count."""
+    nothing, num = Number(NOT_MEASURED), control.num_forwards
+    if is_large:
+        full, linear = Number(flops(control.full_flops)), Number(flops(control.linear_flops))
+    else:
+        full = Number(percent(_fraction(control.full_flops, large.full_flops)))
+        linear = Number(percent(_fraction(control.linear_flops, large.linear_flops)))
+    return [
+        Number(times(1.0)) if is_large else nothing,
+        nothing,
+        nothing,
+        nothing,
+        Number(figure(control.latency_ms, 0)),
+        full,
+        linear,
+        Number("identical") if is_large else _spread(control.psnr_db, control.psnr_db_std, 1),
+        _spread(control.ssim, control.ssim_std, 3),
+        Number(figure(control.prompt_alignment, 3)),
+        Number(figure(control.frechet_distance)),
+        *_metrics(control, metrics),
+        Number(NOT_MEASURED if num is None else f"{num} / 0" if is_large else f"0 / {num}"),
+        *[nothing] * 4,
+    ]
+
+
+def _pair(pair: PairRecord, metrics: list[str]) -> dict[str, Any]:
+    return {
+        "makes": pair.makes,
+        "fps": pair.fps,
+        "prompts": [f"{text} (seed {seed})" for text, seed in zip(pair.prompts, pair.seeds, strict=False)],
+        "large": pair.large_only.videos,
+        "small": pair.small_only.videos,
+        "largeNumbers": _control_numbers(pair.large_only, True, pair.large_only, metrics),
+        "smallNumbers": _control_numbers(pair.small_only, False, pair.large_only, metrics),
+    }
+
+
+def _cell(cell: CellResult, metrics: list[str], families: dict[str, str]) -> dict[str, Any]:
+    names = adapter_names(cell)
+    return {
+        "id": cell.id,
+        "pair": cell.pair,
+        "schedule": cell.schedule,
+        "adapters": names,
+        "families": sorted({families[name] for name in names if name in families}),
+        "stages": cell.stages or "",
+        "declared": (cell.declared or "").replace("_", " "),
+        "declaredReasons": cell.declared_reasons,
+        "observed": cell.observed or "",
+        "reasons": cell.reasons,
+        "error": cell.error or "",
+        "expectation": cell.expectation or "",
+        "surprise": (cell.surprise or "").replace("_", " "),
+        "numbers": cell_numbers(cell, metrics) if cell.num_large_forwards is not None else [],
+        "timeline": timeline(cell),
+        "videos": cell.videos,
+    }
+
+
+def adapter_names(cell: CellResult) -> list[str]:
+    """The adapters of a cell without their settings."""
+    return list(dict.fromkeys(text.partition("(")[0].strip() for text in cell.adapters))
+
+
+def timeline(cell: CellResult) -> dict[str, Any]:
+    """Stages as (name, number of steps), and a lane for every denoiser and guidance branch: a letter for every step.
+
+    ``c`` computed, ``r`` reused, ``p`` predicted, ``x`` something else, ``-`` where the other denoiser answered.
+    """
+    rows = cell.timeline
+    stages: list[tuple[str, int]] = []
+    for row in rows:
+        stage = str(row["stage"])
+        if stages and stages[-1][0] == stage:
+            stages[-1] = (stage, stages[-1][1] + 1)
+        else:
+            stages.append((stage, 1))
+    keys = sorted({(str(row["denoiser"]), str(branch)) for row in rows for branch in row["outcomes"]})
+    lanes = [
+        (
+            denoiser,
+            branch,
+            "".join(
+                _OUTCOMES.get(row["outcomes"][branch], "x")
+                if row["denoiser"] == denoiser and branch in row["outcomes"]
+                else "-"
+                for row in rows
+            ),
+        )
+        for denoiser, branch in keys
+    ]
+    return {"stages": stages, "lanes": lanes}
+
+
+def _metrics(of: CellResult | ControlResult, names: Sequence[str]) -> list[Number]:
+    found = (of.metrics.get(name, {}) for name in names)
+    return [_spread(metric.get("mean"), metric.get("std"), 4) for metric in found]
+
+
+def _range(values: list[float] | None, digits: int) -> str:
+    return "" if values is None else between(values, digits)
+
+
+def _spread(mean: float | None, std: float | None, digits: int) -> Number:
+    return Number(figure(mean, digits), "" if mean is None or std is None else f"± {std:.{digits}f}")
+
+
+def _slashed(one: int | None, other: int | None) -> str:
+    return NOT_MEASURED if one is None else f"{one} / {other}"
+
+
+def _fraction(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
