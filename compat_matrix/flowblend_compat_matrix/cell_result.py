@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+UNNAMED_BRANCH = "unnamed"
+"""In a timeline: a call that is for every guidance branch at once, or whose pipeline does not say which."""
+
 
 @dataclass(kw_only=True)
 class CellResult:

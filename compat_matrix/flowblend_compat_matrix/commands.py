@@ -27,6 +27,7 @@ def report(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `flowblend matrix run` wrote.")],
     as_format: options.FormatOption = options.ReportFormat.HTML,
+    max_mb: options.MaxMbOption = None,
     expectations: options.ExpectationsOption = None,
     fail_on: options.ReportFailOnOption = None,
     junit: options.JunitOption = None,
@@ -40,7 +41,7 @@ def report(
     """
     from .environment import describe_environment
     from .expectations import hold_against
-    from .folder import write_markdown, write_report
+    from .folder import MAX_BYTES, write_markdown, write_report
     from .pair_orders import known_outcomes
     from .report.terminal import print_matrix
     from .results import read_matrix
@@ -51,8 +52,11 @@ def report(
     foreseen = known_outcomes(manager, results.run.pairs, expectations)
     for cell in results.cells:
         hold_against(cell, foreseen)
-    write = write_markdown if as_format is options.ReportFormat.MARKDOWN else write_report
-    print_matrix(results, write(folder, results))
+    if as_format is options.ReportFormat.MARKDOWN:
+        path = write_markdown(folder, results)
+    else:
+        path = write_report(folder, results, MAX_BYTES if max_mb is None else round(max_mb * 1e6))
+    print_matrix(results, path)
     stale = stale_cells(results, describe_environment(manager))
     if stale:
         why = "; ".join(dict.fromkeys(change for changes in stale.values() for change in changes))

@@ -13,7 +13,7 @@ from flowblend_plugins.errors import OutputError
 from flowblend_plugins.video import write_mp4, write_png
 
 from .bench import Videos
-from .report import render_report
+from .report import MAX_BYTES, render_report
 from .report.markdown import render_markdown
 from .results import FILE_NAME, Matrix
 
@@ -61,10 +61,10 @@ def write_matrix(folder: Path, matrix: Matrix) -> None:
     write_json_atomically(folder / FILE_NAME, matrix.to_dict())
 
 
-def write_report(folder: Path, matrix: Matrix) -> Path:
-    """Write ``report.html``, with the videos in it; gives its path."""
+def write_report(folder: Path, matrix: Matrix, max_bytes: int = MAX_BYTES) -> Path:
+    """Write ``report.html``, with the videos in it, as far as they fit; gives its path."""
     path = folder / REPORT_NAME
-    write_text_atomically(path, render_report(matrix, folder))
+    write_text_atomically(path, render_report(matrix, folder, max_bytes))
     return path
 
 

@@ -15,6 +15,7 @@ from flowblend_plugins.hookspecs import Metric
 from flowblend_plugins.trace import Generation, GenerationFlops, Trace
 
 from .bench import Timed, Videos
+from .cell_result import UNNAMED_BRANCH
 from .cells import CellSpec
 from .metrics import flicker
 from .prompts import Judge
@@ -87,7 +88,7 @@ def _timeline(generation: Generation) -> list[dict[str, Any]]:
                 "outcomes": {},
             },
         )
-        row["outcomes"][call.step.branch or "unnamed"] = call.outcome
+        row["outcomes"][call.step.branch or UNNAMED_BRANCH] = call.outcome
     return list(steps.values())
 
 

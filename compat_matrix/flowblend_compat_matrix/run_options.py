@@ -181,6 +181,15 @@ SummaryOption = Annotated[
         help="Write a summary in GitHub's Markdown; on GitHub Actions the job's page gets one in any case.",
     ),
 ]
+MaxMbOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-mb",
+        min=0.1,
+        help="Size of report.html in MB (10^6 bytes). The videos that a reader asks for last stay outside.",
+        show_default="15",
+    ),
+]
 FormatOption = Annotated[
     ReportFormat, typer.Option("--format", help="A page with the videos in it, or tables in GitHub's Markdown.")
 ]

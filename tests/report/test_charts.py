@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from flowblend_compat_matrix.report.charts import WIDTH, Marked, line_chart, pareto_front, scatter
+from flowblend_compat_matrix.report.charts import (
+    WIDTH,
+    Marked,
+    line_chart,
+    pareto_front,
+    ratio_ticks,
+    ratio_to_x,
+    scatter,
+)
 from flowblend_compat_matrix.report.stacking import stacking_chart
 from tests.report.samples import cell
 
@@ -39,6 +47,17 @@ def test_what_is_broken_is_drawn_and_beats_nobody() -> None:
     chart = scatter([good, broken], budget=None)
     assert len(chart.points) == 2
     assert chart.front == f"{chart.points[0].x:.1f},{chart.points[0].y:.1f}"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.98, 1.02), (0.7, 1.6), (1.0, 3.0), (0.84, 11.1), (1.0, 180.0)])
+def test_equal_factors_are_equally_far_apart(low: float, high: float) -> None:
+    ticks, start, end = ratio_ticks(low, high)
+    assert start < low < high < end
+    assert 2 <= len(ticks) <= 8
+    assert all(start <= tick <= end for tick in ticks)
+    assert all(f"{tick:g}" == f"{tick:.3g}" for tick in ticks), "round"
+    middle = ratio_to_x((low * high) ** 0.5, start, end)
+    assert middle == pytest.approx((ratio_to_x(low, start, end) + ratio_to_x(high, start, end)) / 2)
 
 
 def test_boundaries_stand_between_the_steps() -> None:

@@ -45,7 +45,7 @@ def test_what_comes_from_outside_stays_text(tmp_path: Path) -> None:
     assert not page.of("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count(ATTACK) >= 8
-    assert ATTACK in embedded(source, "data")["cells"][0]["reasons"]
+    assert embedded(source, "data")["texts"][0] == ATTACK
     without_scripts = re.sub(r"<script.*?</script>", "", source, flags=re.S)
     assert ATTACK not in without_scripts
     assert html.escape("<script>alert", quote=False) in without_scripts
@@ -88,9 +88,10 @@ def test_every_state_of_a_cell_has_a_place(tmp_path: Path) -> None:
     names = {button["aria-label"] for button in page.of("button") if "data-cell" in button and "aria-label" in button}
     assert "SLL + a: declared composes, observed pass, unexpected, 1.40 times as fast" in names
     assert "LSS: declared composes, observed broken, 1.40 times as fast" in names
-    opened = embedded(source, "data")["cells"]
+    data = embedded(source, "data")
+    opened = data["cells"]
     assert opened[2]["error"] == "Traceback"
-    assert opened[4]["reasons"] == ["No.", "No!"]
+    assert [data["texts"][place] for place in opened[4]["reasons"]] == ["No.", "No!"]
     assert opened[4]["numbers"] == []
 
 
@@ -121,13 +122,34 @@ def test_the_timeline_has_a_lane_for_every_denoiser_and_branch() -> None:
         for i, (who, stage, what) in enumerate(answers)
     ]
     found = timeline(cell(timeline=rows))
-    assert found["stages"] == [("early", 2), ("intermediate", 1), ("late", 1)]
-    assert found["lanes"] == [
+    assert found.stages == (("early", 2), ("intermediate", 1), ("late", 1))
+    assert found.lanes == (
         ("L", "cond", "cr-x"),
         ("L", "uncond", "cc-c"),
         ("S", "cond", "--p-"),
         ("S", "uncond", "--c-"),
-    ]
+    )
+
+
+def test_a_call_for_every_branch_names_none_and_what_was_seen_once_has_no_spread(tmp_path: Path) -> None:
+    unet = cell(speedup_over_large_range=[1.4, 1.4])
+    for row in unet.timeline:
+        row["outcomes"] = {"unnamed": "compute"}
+    source = render_report(matrix(unet, num_repeats=1), tmp_path)
+    data = embedded(source, "data")
+    assert data["timelines"][0][1] == [["L", "", "c-cc"], ["S", "", "-c--"]]
+    assert "1.40–1.40" not in source
+    assert data["cells"][0]["numbers"][0] == ["1.40×", ""]
+
+
+def test_what_many_cells_share_is_on_the_page_once(tmp_path: Path) -> None:
+    reason = "Both decide the sampler, so keep one of the two."
+    many = [refused(f"LSL + a{number}") for number in range(300)]
+    for one in many:
+        one.reasons = one.declared_reasons = [reason]
+    source = render_report(matrix(cell(), *many), tmp_path)
+    assert source.count(reason) == 1
+    assert len(embedded(source, "data")["timelines"]) == 2
 
 
 def test_results_survive_their_file() -> None:

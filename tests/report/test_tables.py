@@ -121,6 +121,7 @@ def test_report_writes_either_format(tmp_path: Path) -> None:
     assert run(command) == 0
     assert (tmp_path / "report.html").is_file()
     assert run([*command, "--format", "pdf"]) == 2
+    assert run([*command, "--max-mb", "0"]) == 2
 
 
 def _as_read(results: Matrix) -> Matrix:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..results import Matrix
 from . import figures
 from .details import json_for_script, page_data
+from .grid import REFUSED_EVERYWHERE
 from .media import by_relevance, choose_media
 from .view import DECLARED_MARKS, VERDICT_MARKS, pair_views
 
@@ -53,6 +54,7 @@ def render_report(matrix: Matrix, folder: Path, max_bytes: int = MAX_BYTES) -> s
         pairs=pair_views(matrix),
         marks=VERDICT_MARKS,
         declared_marks=DECLARED_MARKS,
+        refused_everywhere=REFUSED_EVERYWHERE,
         max_bytes=max_bytes,
         data=json_for_script(page_data(matrix)),
         media=_MEDIA_GO_HERE,

@@ -18,10 +18,14 @@ def caveats(matrix: Matrix, pair: PairRecord) -> list[str]:
     """Counting conventions, and the limits of this machine, these prompts and this pair."""
     run, where = matrix.run, matrix.environment
     threads = "1 thread" if where.get("num_threads") == 1 else f"{where.get('num_threads')} threads"
-    repeats = "one warm repeat" if run.num_repeats == 1 else f"{run.num_repeats} warm repeats"
+    rounds = (
+        "one warm round, so how far it spreads is not known"
+        if run.num_repeats == 1
+        else f"the median of {run.num_repeats} warm rounds, with the lowest and the highest"
+    )
     said = [
-        f"Speed is a ratio to the control that ran beside the cell in the same process: the median of {repeats}, with "
-        "the lowest and the highest. It covers prompt encoding and denoising, not decoding. Milliseconds are those of "
+        f"Speed is a ratio to the control that ran beside the cell in the same process: {rounds}. "
+        "It covers prompt encoding and denoising, not decoding. Milliseconds are those of "
         f"{where.get('device')} with {threads} (load {where.get('load_average')} at the "
         "start) and mean nothing elsewhere; other work on the machine shows in the spread.",
         "FLOPs count 2 per multiply-add, every guidance branch, and the denoisers alone. “Linear” counts linear layers "

@@ -22,6 +22,9 @@ SCATTER_HEIGHT, SQUARE_HEIGHT, LINES_HEIGHT = 440.0, 400.0, 200.0
 MARGINS = Margins(left=46.0, right=14.0, top=16.0, bottom=40.0)
 _BAND = 36.0
 """Height above the plot, where values beyond every scale (an infinite PSNR) stand in a strip."""
+_FACTORS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+"""Of a power of ten: round ratios, the more closely spaced ones first."""
+_MAX_TICKS = 8
 
 
 class Tick(NamedTuple):
@@ -130,20 +133,21 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
     """Speed-up over large-only against PSNR to it, with the Pareto front and the quality budget.
 
-    Points without a label say who they are when pointed at. What is broken is drawn, and is never on the front.
+    Speed-ups are ratios, so equal factors are equally far apart. Points without a label say who they are when pointed
+    at. What is broken is drawn, and is never on the front.
     """
     speeds = [value for one in marked for value in (one.speedup, *one.speedup_range)] + [1.0]
     finite = [one.fidelity for one in marked if math.isfinite(one.fidelity)]
     if budget is not None:
         finite.append(budget)
-    x_ticks, x_low, x_high = ticks(min(speeds), max(speeds), 6)
+    x_ticks, x_low, x_high = ratio_ticks(min(speeds), max(speeds))
     y_ticks, y_low, y_high = ticks(min(finite, default=0.0), max(finite, default=1.0), 6)
     plot_top, plot_bottom = MARGINS.top + _BAND, SCATTER_HEIGHT - MARGINS.bottom
     chart = Scatter(
         title="Speed-up against fidelity",
         x_label="speed-up over large-only",
         y_label="PSNR to large-only, dB",
-        x_ticks=[Tick(to_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
+        x_ticks=[Tick(ratio_to_x(tick, x_low, x_high), f"{tick:g}×") for tick in x_ticks],
         y_ticks=[Tick(to_y(tick, y_low, y_high, plot_top, plot_bottom), f"{tick:g}") for tick in y_ticks],
         height=SCATTER_HEIGHT,
         top=plot_top,
@@ -152,12 +156,12 @@ def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
     def place(speed: float, fidelity: float) -> tuple[float, float]:
         is_finite = math.isfinite(fidelity)
         y = to_y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
-        return to_x(speed, x_low, x_high), y
+        return ratio_to_x(speed, x_low, x_high), y
 
     best = pareto_front((one.speedup, one.fidelity) for one in marked if one.kind != "broken")
     for one in marked:
         x, y = place(one.speedup, one.fidelity)
-        low, high = (to_x(value, x_low, x_high) for value in one.speedup_range)
+        low, high = (ratio_to_x(value, x_low, x_high) for value in one.speedup_range)
         chart.points.append(Point(one.label, one.kind, one.title, x, y, low, high, cell=one.cell))
     _place_labels(chart)
     front = [place(*point) for point in best]
@@ -231,6 +235,29 @@ def ticks(low: float, high: float, count: int) -> tuple[list[float], float, floa
     last = max(last, first + 1)
     ticks = [round(number * step, 12) for number in range(first, last + 1)]
     return ticks, ticks[0], ticks[-1]
+
+
+def ratio_to_x(value: float, low: float, high: float) -> float:
+    """As :func:`to_x`, of a ratio: twice as much is as far anywhere."""
+    return to_x(math.log(value), math.log(low), math.log(high))
+
+
+def ratio_to_y(value: float, low: float, high: float, top: float, bottom: float) -> float:
+    """As :func:`to_y`, of a ratio."""
+    return to_y(math.log(value), math.log(low), math.log(high), top, bottom)
+
+
+def ratio_ticks(low: float, high: float) -> tuple[list[float], float, float]:
+    """Round ratios within a range of positive ones, and the ends of an axis with some room on either side."""
+    room = max((high / low) ** 0.03, 1.01)
+    low, high = low / room, high * room
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for factors in _FACTORS:
+        found = [round(factor * power, 12) for power in powers for factor in factors]
+        found = [tick for tick in found if low <= tick <= high]
+        if 3 <= len(found) <= _MAX_TICKS:
+            return found, low, high
+    return [tick for tick in ticks(low, high, _MAX_TICKS)[0] if low <= tick <= high], low, high
 
 
 def _place_labels(chart: Scatter) -> None:

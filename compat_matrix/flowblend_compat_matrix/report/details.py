@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..cell_result import UNNAMED_BRANCH
 from ..results import CellResult, ControlResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
 
@@ -20,6 +21,21 @@ class Number(NamedTuple):
     spread: str = ""
 
 
+class Once:
+    """Things by their place in a list that holds each of them once: hundreds of cells are refused for one reason."""
+
+    def __init__(self) -> None:
+        self._places: dict[Hashable, int] = {}
+
+    def place(self, thing: Hashable) -> int:
+        """Where it stands; it is added if it is new."""
+        return self._places.setdefault(thing, len(self._places))
+
+    @property
+    def things(self) -> list[Any]:
+        return list(self._places)
+
+
 def json_for_script(value: Any) -> str:
     """JSON that is safe inside ``<script>``: nothing in it can end the element, begin a comment or end a line."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -29,12 +45,20 @@ def json_for_script(value: Any) -> str:
 
 
 def page_data(matrix: Matrix) -> dict[str, Any]:
-    """Every pair and every cell; cells in the order of the matrix, which is how the page's cells name them."""
+    """Every pair and every cell; cells in the order of the matrix, which is how the page's cells name them.
+
+    Reasons and timelines of cells are places in ``texts`` and ``timelines``.
+    """
     metrics = sorted({name for cell in matrix.cells for name in cell.metrics})
+    texts, timelines = Once(), Once()
+    cells = [_cell(cell, metrics, texts, timelines) for cell in matrix.cells]
     return {
         "numbers": number_labels(metrics),
+        "families": matrix.run.families,
         "pairs": {pair.name: _pair(pair, metrics) for pair in matrix.run.pairs},
-        "cells": [_cell(cell, metrics, matrix.run.families) for cell in matrix.cells],
+        "texts": texts.things,
+        "timelines": timelines.things,
+        "cells": cells,
     }
 
 
@@ -122,24 +146,22 @@ def _pair(pair: PairRecord, metrics: list[str]) -> dict[str, Any]:
     }
 
 
-def _cell(cell: CellResult, metrics: list[str], families: dict[str, str]) -> dict[str, Any]:
-    names = adapter_names(cell)
+def _cell(cell: CellResult, metrics: list[str], texts: Once, timelines: Once) -> dict[str, Any]:
     return {
         "id": cell.id,
         "pair": cell.pair,
         "schedule": cell.schedule,
-        "adapters": names,
-        "families": sorted({families[name] for name in names if name in families}),
+        "adapters": adapter_names(cell),
         "stages": cell.stages or "",
         "declared": (cell.declared or "").replace("_", " "),
-        "declaredReasons": cell.declared_reasons,
+        "declaredReasons": [texts.place(reason) for reason in cell.declared_reasons],
         "observed": cell.observed or "",
-        "reasons": cell.reasons,
+        "reasons": [texts.place(reason) for reason in cell.reasons],
         "error": cell.error or "",
-        "expectation": cell.expectation or "",
+        "expectation": texts.place(cell.expectation or ""),
         "surprise": (cell.surprise or "").replace("_", " "),
         "numbers": cell_numbers(cell, metrics) if cell.num_large_forwards is not None else [],
-        "timeline": timeline(cell),
+        "timeline": timelines.place(timeline(cell)),
         "videos": cell.videos,
     }
 
@@ -149,11 +171,21 @@ def adapter_names(cell: CellResult) -> list[str]:
     return list(dict.fromkeys(text.partition("(")[0].strip() for text in cell.adapters))
 
 
-def timeline(cell: CellResult) -> dict[str, Any]:
-    """Stages as (name, number of steps), and a lane for every denoiser and guidance branch: a letter for every step.
+class Timeline(NamedTuple):
+    """Who answered when.
 
-    ``c`` computed, ``r`` reused, ``p`` predicted, ``x`` something else, ``-`` where the other denoiser answered.
+    Attributes:
+        stages: name and number of steps.
+        lanes: of every denoiser and guidance branch (``""`` where a call is for all of them) a letter for every step:
+            ``c`` computed, ``r`` reused, ``p`` predicted, ``x`` something else, ``-`` where the other one answered.
     """
+
+    stages: tuple[tuple[str, int], ...]
+    lanes: tuple[tuple[str, str, str], ...]
+
+
+def timeline(cell: CellResult) -> Timeline:
+    """What is drawn of ``cell.timeline``."""
     rows = cell.timeline
     stages: list[tuple[str, int]] = []
     for row in rows:
@@ -166,7 +198,7 @@ def timeline(cell: CellResult) -> dict[str, Any]:
     lanes = [
         (
             denoiser,
-            branch,
+            "" if branch == UNNAMED_BRANCH else branch,
             "".join(
                 _OUTCOMES.get(row["outcomes"][branch], "x")
                 if row["denoiser"] == denoiser and branch in row["outcomes"]
@@ -176,7 +208,7 @@ def timeline(cell: CellResult) -> dict[str, Any]:
         )
         for denoiser, branch in keys
     ]
-    return {"stages": stages, "lanes": lanes}
+    return Timeline(tuple(stages), tuple(lanes))
 
 
 def _metrics(of: CellResult | ControlResult, names: Sequence[str]) -> list[Number]:
@@ -185,7 +217,8 @@ def _metrics(of: CellResult | ControlResult, names: Sequence[str]) -> list[Numbe
 
 
 def _range(values: list[float] | None, digits: int) -> str:
-    return "" if values is None else between(values, digits)
+    found = between(values, digits)
+    return "" if found == NOT_MEASURED else found
 
 
 def _spread(mean: float | None, std: float | None, digits: int) -> Number:

@@ -21,8 +21,10 @@ def percent(value: float | None) -> str:
 
 
 def between(values: list[float] | None, digits: int = 2) -> str:
-    """A range."""
-    return NOT_MEASURED if values is None else f"{values[0]:.{digits}f}–{values[1]:.{digits}f}"
+    """A range; one that was seen once is none."""
+    if values is None or values[0] == values[1]:
+        return NOT_MEASURED
+    return f"{values[0]:.{digits}f}–{values[1]:.{digits}f}"
 
 
 def plus_minus(mean: float | None, std: float | None, digits: int = 2) -> str:

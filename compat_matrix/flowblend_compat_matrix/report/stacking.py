@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..results import CellResult
-from .charts import MARGINS, SQUARE_HEIGHT, WIDTH, Chart, Point, Tick, ticks, to_x, to_y
+from .charts import MARGINS, SQUARE_HEIGHT, WIDTH, Chart, Point, Tick, ratio_ticks, ratio_to_x, ratio_to_y
 from .figures import figure, times
 
 
@@ -30,20 +30,20 @@ def stacking_chart(cells: Sequence[tuple[int, CellResult]]) -> StackingChart | N
     if not known:
         return None
     values = [value for _, _, *both in known for value in both] + [1.0]
-    at, low, high = ticks(min(values), max(values), 6)
+    at, low, high = ratio_ticks(min(values), max(values))
     top, bottom = MARGINS.top, SQUARE_HEIGHT - MARGINS.bottom
     chart = StackingChart(
         title="Stacking efficiency",
         x_label="product of the parts: speed-up of the schedule alone × of the stack alone",
         y_label="observed speed-up",
-        x_ticks=[Tick(to_x(tick, low, high), f"{tick:g}×") for tick in at],
-        y_ticks=[Tick(to_y(tick, low, high, top, bottom), f"{tick:g}×") for tick in at],
+        x_ticks=[Tick(ratio_to_x(tick, low, high), f"{tick:g}×") for tick in at],
+        y_ticks=[Tick(ratio_to_y(tick, low, high, top, bottom), f"{tick:g}×") for tick in at],
         height=SQUARE_HEIGHT,
         summary=_summary([cell.stacking_efficiency or 0.0 for _, cell, _, _ in known]),
     )
     chart.diagonal = f"{chart.left},{bottom} {WIDTH - MARGINS.right},{top}"
     for number, cell, expected, observed in known:
-        x, y = to_x(expected, low, high), to_y(observed, low, high, top, bottom)
+        x, y = ratio_to_x(expected, low, high), ratio_to_y(observed, low, high, top, bottom)
         title = (
             f"{cell.id}: {times(observed)} observed, {times(expected)} from the parts, efficiency "
             f"{figure(cell.stacking_efficiency)}"

@@ -112,7 +112,8 @@ def _scatter(
         speedup, fidelity = place
         low, high = cell.speedup_over_large_range
         where = "identical" if math.isinf(fidelity) else f"{figure(fidelity, 1)} dB"
-        title = f"{cell.id}: {times(speedup)} ({low:.2f}–{high:.2f}), {where}, {cell.observed}"
+        rounds = f" ({low:.2f}–{high:.2f})" if low < high else ""
+        title = f"{cell.id}: {times(speedup)}{rounds}, {where}, {cell.observed}"
         label = labels.get(cell.id, "")
         marked.append(Marked(label, cell.observed or "", title, speedup, (low, high), fidelity, number))
     return scatter(marked, min_psnr_db) if marked else None

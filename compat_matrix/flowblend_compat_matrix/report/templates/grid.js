@@ -9,10 +9,26 @@ function makeGrid(section, cells, open) {
     buttons: [...row.querySelectorAll("td")].map((td) => td.querySelector("button")),
   }));
   const all = rows.flatMap(({ buttons }) => buttons.filter(Boolean));
+  const points = [...section.querySelectorAll("svg [data-cell]")];
+  // Long groups are folded where they would be most of the page; a filter unfolds what it finds.
+  const folds = [...table.querySelectorAll(".fold")].map((button) => {
+    const body = button.closest("tbody");
+    const many = matchMedia("(max-width: 640px)").matches || "closed" in button.dataset ? 6 : Infinity;
+    return { button, body, closed: body.rows.length - 1 > many };
+  });
   let current = null;
 
+  function fold() {
+    const isFiltered = form.classList.contains("active");
+    for (const { button, body, closed } of folds) {
+      body.classList.toggle("closed", closed && !isFiltered);
+      button.setAttribute("aria-expanded", String(!closed || isFiltered));
+    }
+    if (!isShown(current)) setCurrent(shown()[0] ?? null);
+  }
+
   const cellOf = (button) => cells[Number(button.dataset.cell)];
-  const isShown = (button) => button && !button.disabled && !button.closest("tr").hidden;
+  const isShown = (button) => button && !button.disabled && !button.closest("tr").hidden && !button.closest(".closed");
   const shown = () => all.filter(isShown);
 
   function setCurrent(button) {
@@ -46,23 +62,25 @@ function makeGrid(section, cells, open) {
       adapter: value("adapter"),
       text: value("text").toLowerCase().split(/\s+/).filter(Boolean),
     };
-    let num = 0;
+    const found = new Set();
     for (const { row, buttons } of rows) {
       let some = false;
       for (const button of buttons) {
         if (!button) continue;
         const fit = fits(cellOf(button), wanted);
         button.disabled = !fit;
-        if (fit) num += 1;
+        if (fit) found.add(button.dataset.cell);
         some ||= fit;
       }
       row.hidden = !some;
     }
     for (const body of table.tBodies) body.hidden = ![...body.rows].some((row) => !row.classList.contains("group") && !row.hidden);
+    const num = found.size;
     output.textContent = num === all.length ? `${num} cells` : `${num} of ${all.length} cells`;
     form.classList.toggle("active", num !== all.length);
     nothing.hidden = num > 0;
-    if (!isShown(current)) setCurrent(shown()[0] ?? null);
+    for (const point of points) point.classList.toggle("off", !found.has(point.dataset.cell));
+    fold();
   }
 
   // The next cell in a direction; gaps and filtered cells are stepped over.
@@ -117,6 +135,12 @@ function makeGrid(section, cells, open) {
     chip.addEventListener("click", () => {
       chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
       filter();
+    });
+  }
+  for (const one of folds) {
+    one.button.addEventListener("click", () => {
+      one.closed = !one.closed;
+      fold();
     });
   }
   filter();

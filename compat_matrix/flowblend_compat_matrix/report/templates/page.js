@@ -2,6 +2,13 @@
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const data = read("data");
+  for (const cell of data.cells) {
+    for (const name of ["reasons", "declaredReasons"]) cell[name] = cell[name].map((place) => data.texts[place]);
+    cell.expectation = data.texts[cell.expectation];
+    const [stages, lanes] = data.timelines[cell.timeline];
+    cell.timeline = { stages, lanes };
+    cell.families = cell.adapters.map((name) => data.families[name]);
+  }
   const media = read("media");
   const dialog = document.querySelector("dialog");
   const sheet = dialog.querySelector(".sheet");
