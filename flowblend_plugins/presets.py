@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class PairPreset:
         caveats: what a user should know before a run.
         example_prompts: prompts that the pair is known to understand.
         distilled: few-step weights of its denoisers by ``"<large or small>-<steps>"``: a hub id, folder or file each.
+        similarity: makes a judge of how alike two of its videos are, for ``flowblend calibrate boundaries``: a
+            :class:`flowblend_plugins.calibration.similarity.Similarity`. ``None`` where it has none of its own.
     """
 
     name: str
@@ -62,6 +64,7 @@ class PairPreset:
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
     distilled: Mapping[str, str | Path] = field(default_factory=dict)
+    similarity: Callable[[], Any] | None = None
 
     def further_denoisers(self, pipe: Any) -> dict[str, Any]:
         """What ``enable(denoisers=...)`` takes for this pair: the loaded pipeline's own experts by letter."""

@@ -78,6 +78,6 @@ def flowblend_adopt(pipeline: Any) -> list[Adapter]:
 
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
-    from .feature_caching.calibrate_commands import calibrate
+    from .feature_caching.calibrate_commands import add_calibrations
 
-    app.add_typer(calibrate, name="calibrate")
+    add_calibrations(app)

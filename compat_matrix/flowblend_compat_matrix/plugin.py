@@ -19,6 +19,13 @@ _WEIGHTS = _REFERENCE / "weights"
 _UNET_WEIGHTS = _REFERENCE / "unet" / "weights"
 _DISTILLED = _REFERENCE / "distilled"
 
+
+def _classifier_similarity() -> Any:
+    from .classifier_similarity import ClassifierSimilarity
+
+    return ClassifierSimilarity()
+
+
 REFERENCE = PairPreset(
     name="reference",
     large=_WEIGHTS / "large",
@@ -39,6 +46,7 @@ REFERENCE = PairPreset(
         "a purple cross",
     ),
     distilled={f"{side}-{steps}": _DISTILLED / f"{side}-{steps}" for side in ("large", "small") for steps in (4, 8)},
+    similarity=_classifier_similarity,
 )
 
 REFERENCE_UNET = PairPreset(
@@ -51,6 +59,7 @@ REFERENCE_UNET = PairPreset(
         "Trained for this package (docs/unet_reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN."
     ),
     example_prompts=("a red striped circle over checkers", "a dotted triangle", "a purple cross"),
+    similarity=_classifier_similarity,
 )
 
 

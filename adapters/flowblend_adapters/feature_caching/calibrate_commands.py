@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from flowblend_plugins.cli.calibrate_options import calibrate_group
+
 from ..step_reduction.timesteps_command import timesteps
 from .mag_calibrate_command import mag_cache
 from .teacache.calibrate_command import teacache
 
-calibrate = typer.Typer(no_args_is_help=True, help="Measure on a pair what an adapter has to know of it.")
-calibrate.command()(teacache)
-calibrate.command()(mag_cache)
-calibrate.command()(timesteps)
+
+def add_calibrations(app: typer.Typer) -> None:
+    """Add what adapters measure to the core's own calibrations."""
+    group = calibrate_group(app)
+    for command in (teacache, mag_cache, timesteps):
+        group.command()(command)
