@@ -110,6 +110,41 @@ def test_filters_leave_what_is_asked_for(chromium: Browser, page: Path) -> None:
     assert chromium.run(shown) == [3], "by a reason"
 
 
+def test_what_is_refused_is_folded_until_it_is_asked_for_and_charts_follow_the_filter(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    cells = [cell(name, id=f"{name} + {stack}", adapters=[stack]) for stack in "ab" for name in ("LSL", "LSS")]
+    for number in range(8):
+        no = refused(f"LSL + no_{number}")
+        no.adapters = [f"no_{number}"]
+        cells.append(no)
+    path = tmp_path / "report.html"
+    path.write_text(render_report(matrix(*cells), tmp_path), encoding="utf-8")
+    chromium.open(path)
+    visible = "[...document.querySelectorAll('button.cell')].filter((one) => one.checkVisibility()).length"
+    assert chromium.run(visible) == 4
+    chromium.click("tbody:last-of-type .fold")
+    assert chromium.run(visible) == 12
+    chromium.click("tbody:last-of-type .fold")
+    assert chromium.run(visible) == 4
+    chromium.run("document.querySelector('[data-filter=text]').focus()")
+    chromium.send("Input.insertText", text="no_7")
+    assert chromium.run(visible) == 1
+    chromium.click("button.cell[data-cell='11']")
+    assert chromium.run(TITLE) == "LSL + no_7"
+    chromium.press("Escape")
+    off = "document.querySelectorAll('svg .point.off').length"
+    assert chromium.run(off) == chromium.run("document.querySelectorAll('svg .point').length") > 0
+    chromium.click("button[type=reset]")
+    chromium.wait(f"{off} === 0")
+    assert chromium.run(visible) == 4
+    chromium.click("svg .point[data-cell='3'] circle")
+    assert chromium.run(TITLE) == "LSS + b"
+    chromium.press("Escape")
+    chromium.open(path, width=320, height=640)
+    assert chromium.run(visible) == 4
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_phone_nothing_is_wider_than_the_screen(chromium: Browser, page: Path, dark: bool) -> None:
     chromium.open(page, width=320, height=640, dark=dark)

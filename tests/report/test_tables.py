@@ -12,7 +12,7 @@ from flowblend_compat_matrix.report.markdown import render_markdown
 from flowblend_compat_matrix.report.terminal import print_matrix
 from flowblend_compat_matrix.results import CellResult, Matrix
 from flowblend_plugins.cli import run
-from tests.report.samples import ATTACK, cell, matrix, refused
+from tests.report.samples import ATTACK, cell, embedded, matrix, refused
 
 SCHEDULES = ("LLL", "LSL", "LSS", "SLL", "SSS")
 
@@ -113,13 +113,19 @@ def test_the_terminal_shows_every_stack(capsys: pytest.CaptureFixture[str], num_
 
 def test_report_writes_either_format(tmp_path: Path) -> None:
     results = matrix(*crossed(1, 1))
+    results.cells[0].videos = ["v.mp4"]
+    (tmp_path / "v.mp4").write_bytes(bytes(500_000))
     write_matrix(tmp_path, results)
     command = ["matrix", "report", str(tmp_path)]
     assert run([*command, "--format", "markdown"]) == 0
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == render_markdown(_as_read(results))
     assert not (tmp_path / "report.html").exists()
     assert run(command) == 0
-    assert (tmp_path / "report.html").is_file()
+    page = tmp_path / "report.html"
+    assert embedded(page.read_text(encoding="utf-8"), "media")["leftOut"] == []
+    assert run([*command, "--max-mb", "0.5"]) == 0
+    assert embedded(page.read_text(encoding="utf-8"), "media")["leftOut"] == ["v.mp4"]
+    assert page.stat().st_size < 500_000
     assert run([*command, "--format", "pdf"]) == 2
     assert run([*command, "--max-mb", "0"]) == 2
 

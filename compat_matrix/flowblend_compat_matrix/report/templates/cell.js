@@ -73,7 +73,7 @@ function drawMedia(media, pair, cell, prompt) {
         figure.append(make("img", { src: url, alt: what }));
       }
     } else {
-      const why = name ? "Not in this file, to keep it small. It lies beside matrix.json:" : "None was made.";
+      const why = name ? "Not in this file, to keep it small. The run wrote it beside matrix.json:" : "None was made.";
       figure.append(make("p", { class: "outside-note" }, why, name ? make("code", {}, name) : null));
     }
     figure.append(make("figcaption", {}, title));

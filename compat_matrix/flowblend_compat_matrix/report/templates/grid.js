@@ -28,7 +28,9 @@ function makeGrid(section, cells, open) {
   }
 
   const cellOf = (button) => cells[Number(button.dataset.cell)];
-  const isShown = (button) => button && !button.disabled && !button.closest("tr").hidden && !button.closest(".closed");
+  const isFound = (button) => button && !button.disabled && !button.closest("tr").hidden;
+  const isShown = (button) => isFound(button) && !button.closest(".closed");
+  const found = () => all.filter(isFound).map((button) => Number(button.dataset.cell)); // folded ones too
   const shown = () => all.filter(isShown);
 
   function setCurrent(button) {
@@ -62,24 +64,24 @@ function makeGrid(section, cells, open) {
       adapter: value("adapter"),
       text: value("text").toLowerCase().split(/\s+/).filter(Boolean),
     };
-    const found = new Set();
+    const fitting = new Set();
     for (const { row, buttons } of rows) {
       let some = false;
       for (const button of buttons) {
         if (!button) continue;
         const fit = fits(cellOf(button), wanted);
         button.disabled = !fit;
-        if (fit) found.add(button.dataset.cell);
+        if (fit) fitting.add(button.dataset.cell);
         some ||= fit;
       }
       row.hidden = !some;
     }
     for (const body of table.tBodies) body.hidden = ![...body.rows].some((row) => !row.classList.contains("group") && !row.hidden);
-    const num = found.size;
+    const num = fitting.size;
     output.textContent = num === all.length ? `${num} cells` : `${num} of ${all.length} cells`;
     form.classList.toggle("active", num !== all.length);
     nothing.hidden = num > 0;
-    for (const point of points) point.classList.toggle("off", !found.has(point.dataset.cell));
+    for (const point of points) point.classList.toggle("off", !fitting.has(point.dataset.cell));
     fold();
   }
 
@@ -122,10 +124,11 @@ function makeGrid(section, cells, open) {
   table.addEventListener("focusin", (event) => event.target.matches("button[data-cell]") && setCurrent(event.target));
   table.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-cell]");
-    if (button) open(Number(button.dataset.cell), button, shown().map((one) => Number(one.dataset.cell)));
+    if (button) open(Number(button.dataset.cell), button, found());
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", filter);
+  form.addEventListener("input", () => (table.parentElement.scrollTop = 0));
   form.addEventListener("reset", () => {
     form.querySelectorAll("[data-verdict]").forEach((chip) => chip.setAttribute("aria-pressed", "false"));
     setTimeout(filter); // after the fields are empty
@@ -145,7 +148,7 @@ function makeGrid(section, cells, open) {
   }
   filter();
   return {
-    shown: () => shown().map((one) => Number(one.dataset.cell)),
+    found,
     button: (number) => all.find((one) => Number(one.dataset.cell) === number && isShown(one)) ?? null,
   };
 }

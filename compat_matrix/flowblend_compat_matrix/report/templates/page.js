@@ -73,7 +73,7 @@
       const found = event.target.closest("[data-cell]");
       if (!found || found.matches(".cell")) return;
       const back = found.matches("button") ? found : grids[at].button(Number(found.dataset.cell)) ?? document.body;
-      open(Number(found.dataset.cell), back, grids[at].shown());
+      open(Number(found.dataset.cell), back, grids[at].found());
     });
   });
 
@@ -103,7 +103,7 @@
     outside.hidden = false;
     outside.querySelector(".intro").textContent =
       `${media.leftOut.length} of ${whole} videos and stills are not in this file, which is kept under ${outside.dataset.max} MB. ` +
-      "They lie beside matrix.json. First come those of the first prompt, and among them: either denoiser alone, the " +
+      "The run wrote them beside matrix.json. First come those of the first prompt, and among them: either denoiser alone, the " +
       "schedules alone, what is broken or unexpected, the Pareto front, what passes, the rest; the faster first.";
     outside.querySelector("ul").append(...media.leftOut.map((name) => make("li", {}, make("code", {}, name))));
   }
