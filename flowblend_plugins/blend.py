@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from .adapter import Adapter, AttachTarget, arguments_set_by
+from .calibration.calibration import Calibration
+from .calibration.guard import CalibrationGuard
 from .clock import Clock
 from .errors import PairError, RoutingError, ScheduleError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
@@ -21,7 +23,7 @@ from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabl
 from .presets import pair_of
 from .replay import Recording, Tape
 from .router import ModelRouter, router_of
-from .schedule import StageSchedule
+from .schedule import AUTO, StageSchedule
 from .stack import judge_adapters, judge_call, setting_of, timestep_arguments
 from .step import StepContext
 from .trace import Outcome, Trace
@@ -37,6 +39,7 @@ def enable(
     *,
     early: float | None = None,
     late: float | None = None,
+    calibration: str | Path | Calibration | None = None,
     adapters: Iterable[str | Adapter] = (),
     reentry: str = "recompute",
     denoisers: Mapping[str, DenoiserSource] | None = None,
@@ -50,9 +53,11 @@ def enable(
         pipe: a diffusers pipeline with a ``transformer`` or ``unet``: the large denoiser, ``L``.
         small: the small denoiser, ``S``: a hub id, a folder (of a pipeline or of a denoiser), a loaded denoiser or a
             loaded pipeline. Not needed where the schedule never calls it.
-        schedule: a name (``"LSL"``), runs (``"L:20,S:20,L:10"``), sigma bounds (``"L>=0.9,S>=0.4,L"``) or a
-            :class:`StageSchedule`.
+        schedule: a name (``"LSL"``), runs (``"L:20,S:20,L:10"``), sigma bounds (``"L>=0.9,S>=0.4,L"``), a
+            :class:`StageSchedule`, or ``"auto"``: large, small, large at the boundaries of a calibration.
         early, late: fractions of the steps for a schedule by name; .4 and .2 where not given.
+        calibration: for ``"auto"``, the file that ``flowblend calibrate boundaries`` wrote. It is refused for another
+            pair, solver or number of steps than its own, the latter when the pipeline is called.
         adapters: accelerations to stack, as ``"name(option=value)"`` or adapter objects.
         reentry: ``"recompute"`` lets a denoiser that returns forget what it had cached, ``"keep"`` does not.
         denoisers: further denoisers by capital letter, for schedules over more than two. On a Wan 2.2 pipeline ``L``
@@ -66,11 +71,19 @@ def enable(
         PairError, ScheduleError, StackError, AdapterError, PluginError, RoutingError: with what was asked, what was
             found and what to do. The pipeline is then what it was before.
     """
-    if isinstance(schedule, str):
+    if calibration is not None and not isinstance(calibration, Calibration):
+        calibration = Calibration.load(calibration)
+    if schedule == AUTO and calibration is not None:
+        if early is not None or late is not None:
+            raise ScheduleError('schedule="auto" has the boundaries of its calibration. Leave early= and late= out.')
+        schedule = calibration.schedule
+    elif calibration is not None:
+        raise ScheduleError(f'calibration= goes with schedule="auto", but the schedule is {schedule!r}. Leave one out.')
+    elif isinstance(schedule, str):
         schedule = StageSchedule.parse(schedule, early, late)
     elif early is not None or late is not None:
         raise ScheduleError("early= and late= go with a schedule by name; this StageSchedule has its own boundaries.")
-    return Blend(pipe, small, schedule, tuple(adapters), reentry, dict(denoisers or {}), tuple(plugins))
+    return Blend(pipe, small, schedule, tuple(adapters), reentry, dict(denoisers or {}), tuple(plugins), calibration)
 
 
 class Blend:
@@ -92,6 +105,7 @@ class Blend:
         reentry: str,
         further: dict[str, DenoiserSource],
         plugins: tuple[Any, ...],
+        calibration: Calibration | None = None,
     ) -> None:
         slot = denoiser_slot(pipe)
         _refuse_second_blend(pipe, slot)
@@ -103,6 +117,8 @@ class Blend:
         self._setting = setting_of(pipe, slot, schedule, reentry)
         judge_adapters(self.adapters, pipe, self._setting).refuse_if_it_must()
         self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})
+        if calibration is not None:
+            calibration.refuse_other_denoisers(self.denoisers)
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
         others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
@@ -122,6 +138,9 @@ class Blend:
                 attached = undo.enter_context(adapter.attach(target))
                 if attached is not None:
                     self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
+            if calibration is not None:
+                calibration.refuse_other_sampler(pipe.scheduler)
+                self.plugin_manager.add(CalibrationGuard(calibration, pipe, self.trace), PluginOrigin("calibration"))
             self._undo = undo.pop_all()
 
     @property
@@ -198,6 +217,8 @@ class Blend:
             cause = f"reentry={self._setting.reentry!r} carries cached state from one stage into the next"
         elif self.plugin_manager.hook.flowblend_route.get_hookimpls():
             cause = "a flowblend_route hook decides who answers, so it is not known before the call"
+        elif self.plugin_manager.hook.flowblend_answer.get_hookimpls():
+            cause = "a flowblend_answer hook answers the calls, so what they depend on is not known"
         else:
             return
         raise RoutingError(f"this cannot be recorded and replayed: {cause}. Run it whole.")

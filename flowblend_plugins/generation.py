@@ -24,7 +24,9 @@ class CallRecord(NamedTuple):
         inputs: shapes and plain values of its inputs, from which its FLOPs are counted.
         skipped: of a call that was not all computed, the names of the modules that did not run, where the adapter
             knows them; none where the call as a whole was skipped.
-        computed: the inputs that it was computed on, where an adapter left a part of the given ones out.
+        computed: the inputs that it was computed on, where an adapter left a part of the given ones out, or where its
+            output was not the answer as it stood (``predict``).
+        is_extra: a forward beside the one that answered, of which the pipeline knows nothing.
     """
 
     step: StepContext
@@ -33,6 +35,12 @@ class CallRecord(NamedTuple):
     inputs: CallInputs
     skipped: frozenset[str] = frozenset()
     computed: CallInputs | None = None
+    is_extra: bool = False
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the whole denoiser ran, whatever was then made of its output."""
+        return self.outcome == "compute" or (self.computed is not None and not self.skipped)
 
 
 @dataclass
@@ -54,8 +62,8 @@ class Generation:
         num_saved, saved_ms = 0, 0.0
         for letter in {call.step.denoiser for call in self.calls}:
             own = [call for call in self.calls if call.step.denoiser == letter]
-            cheap = [call.time_ms for call in own if call.outcome != "compute"]
-            computed = [call.time_ms for call in own if call.outcome == "compute"]
+            cheap = [call.time_ms for call in own if not call.has_run]
+            computed = [call.time_ms for call in own if call.has_run]
             num_saved += len(cheap)
             if cheap:
                 saved_ms += len(cheap) * (statistics.median(computed) if computed else math.nan) - sum(cheap)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
+from .call import DenoiserCall
 from .markers import hookspec
 from .presets import PairPreset
 from .step import StepContext
@@ -55,6 +56,11 @@ def flowblend_configure_generation(pipeline: Any, call_arguments: dict[str, Any]
 @hookspec(firstresult=True)
 def flowblend_route(step: StepContext) -> str | None:
     """Overrule the schedule for one denoiser call by returning a denoiser's letter; ``None`` leaves it."""
+
+
+@hookspec(firstresult=True)
+def flowblend_answer(call: DenoiserCall) -> Any:
+    """Answer one denoiser call with the output of any denoisers that ``call`` runs, or of none; ``None`` leaves it."""
 
 
 @hookspec

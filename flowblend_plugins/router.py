@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .call import DenoiserCall
 from .clock import Clock
 from .errors import PluginError, RoutingError
 from .replay import RecordedCall, Tape, checksum, copied
@@ -99,6 +100,7 @@ class ModelRouter:
             self.trace.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
             self._generation_index = len(self.trace.generations) - 1
             self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
+            self._answer = self._hooks.flowblend_answer if self._hooks.flowblend_answer.get_hookimpls() else None
             called = self._hooks.flowblend_denoiser_called
             self._called = called if called.get_hookimpls() else None
             yield
@@ -121,6 +123,7 @@ class ModelRouter:
         self._last_index = -1
         self._last_letter: dict[str | None, str] = {}
         self._entered_at: dict[str, int] = {}
+        self._last_run: dict[tuple[str, str | None], int] = {}
 
     @property
     def is_generating(self) -> bool:
@@ -156,6 +159,8 @@ class ModelRouter:
             if timestep is None and len(args) > 1:
                 timestep = args[1]
             decision = self._decide(None, None, timestep)
+        if self._answer is not None:
+            return self._ask(decision.step, args, kwargs)
         step, denoiser, call = decision
         started = self.trace.start(step)
         if self.tape is None:
@@ -163,6 +168,38 @@ class ModelRouter:
             record = self.trace.record(step, started, args, kwargs)
         else:
             output, record = self._call_on_tape(self.tape, decision, started, args, kwargs)
+        if self._called is not None:
+            self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
+        return output
+
+    def _ask(self, step: StepContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a ``flowblend_answer`` hook answer, and where none does, the denoiser that was chosen."""
+        call = DenoiserCall(step, args, kwargs, functools.partial(self._run, step.denoiser))
+        begun = self.trace.begin_answer(step)
+        output = self._answer(call=call)  # type: ignore[misc]
+        if output is None:
+            output = call.run()
+        self.trace.end_answer(begun, step, args, kwargs, call.is_predicted)
+        return output
+
+    def _run(self, chosen: str, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One forward that a ``flowblend_answer`` hook asks for, in a cache context of its own where there is one."""
+        letter = step.denoiser
+        if letter not in self.denoisers:
+            raise PluginError(
+                f"a flowblend_answer hook asked for denoiser {letter!r} at step {step.step_index}; the denoisers of "
+                f"this pipeline are {', '.join(sorted(self.denoisers))}."
+            )
+        denoiser = self.denoisers[letter]
+        base = self._base_class[id(denoiser)]
+        seen = self._last_run.get((letter, step.branch))
+        if letter != chosen and (seen is None or seen < step.step_index - 1):  # the chosen one has entered already
+            self._enter(step)
+        self._last_run[letter, step.branch] = step.step_index
+        with contextlib.nullcontext() if step.branch is None else _context_on(base, denoiser, step, {}):
+            started = self.trace.start(step)
+            output = base.__call__(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
         if self._called is not None:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
@@ -255,7 +292,13 @@ class ModelRouter:
         self._last_letter[branch] = letter
         # Both guidance branches of a step change at once; only the first of them may reset. A branch that first
         # appears in the middle of a pass is no change.
-        if self._entered_at.get(letter) == step.step_index or (previous is None and letter in self._entered_at):
+        if previous is None and letter in self._entered_at:
+            return
+        self._enter(step)
+
+    def _enter(self, step: StepContext) -> None:
+        letter = step.denoiser
+        if self._entered_at.get(letter) == step.step_index:
             return
         if letter not in self._entered_at or self.reentry == "recompute":
             self._reset(letter)
@@ -282,16 +325,7 @@ class _RoutedContext:
         router = self._router
         decision = router._decide(self._kwargs, self._name, None)
         step, denoiser, _ = decision
-        context = getattr(router._base_class[id(denoiser)], "cache_context", None)
-        if context is None:
-            self._inner = contextlib.nullcontext()
-        else:
-            position = {
-                "step_index": step.step_index,
-                "sigma": step.sigma,
-                "num_inference_steps": step.num_inference_steps,
-            }
-            self._inner = context(denoiser, self._name, **(position | self._kwargs))
+        self._inner = _context_on(router._base_class[id(denoiser)], denoiser, step, self._kwargs)
         entered = self._inner.__enter__()
         router._decision = decision
         return entered
@@ -299,6 +333,15 @@ class _RoutedContext:
     def __exit__(self, *exc: Any) -> Any:
         self._router._decision = None
         return self._inner.__exit__(*exc)
+
+
+def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: Mapping[str, Any]) -> Any:
+    """A cache context on a denoiser, with its position where the pipeline has not ``given`` it."""
+    context = getattr(base, "cache_context", None)
+    if context is None:
+        return contextlib.nullcontext()
+    position = {"step_index": step.step_index, "sigma": step.sigma, "num_inference_steps": step.num_inference_steps}
+    return context(denoiser, step.branch, **(position | dict(given)))
 
 
 def _routed_class(base: type, router: ModelRouter) -> type:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapter import Adapter
+from .judge import judge
 from .schedule import StageSchedule
-from .traits import Composition, Reason, StackSetting, Verdict, judge
+from .traits import Composition, Reason, StackSetting, Verdict
 
 
 def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> StackSetting:
@@ -30,7 +31,7 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
         denoiser_classes=_class_names(getattr(pipe, slot)),
         pipeline_classes=_class_names(pipe),
         denoiser_changes=len(schedule.letters) > 1,
-        denoisers=frozenset(schedule.letters),
+        denoiser_order=tuple(run.denoiser for run in schedule.runs),
         reentry=reentry,
         branches_called_apart=_branches_called_apart(pipe),
     )

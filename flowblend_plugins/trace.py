@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,13 @@ from .generation import CallRecord, Generation, GenerationFlops, Outcome
 from .schedule import StageSchedule
 from .step import StepContext
 from .trace_summary import summarize
+
+
+class Answering(NamedTuple):
+    """The state of a trace before a ``flowblend_answer`` hook is asked."""
+
+    num_calls: int
+    started: Any
 
 
 class Trace:
@@ -88,6 +95,26 @@ class Trace:
         self.generations[-1].calls.append(record)
         return record
 
+    def begin_answer(self, step: StepContext) -> Answering:
+        """A hook is asked to answer a call."""
+        return Answering(len(self.generations[-1].calls), self.start(step))
+
+    def end_answer(
+        self, begun: Answering, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_predicted: bool
+    ) -> None:
+        """It has: of the forwards it made the last one is the answer, and the others are extra."""
+        calls = self.generations[-1].calls
+        if len(calls) == begun.num_calls:
+            self._outcome = "predict"
+            self.record(step, begun.started, args, kwargs)
+            return
+        for index in range(begun.num_calls, len(calls) - 1):
+            calls[index] = calls[index]._replace(is_extra=True)
+        last = calls[-1]
+        if is_predicted and last.outcome == "compute":
+            calls[-1] = last._replace(outcome="predict", computed=last.computed or last.inputs)
+        self.step = None
+
     def entered(self, step: StepContext) -> None:
         self.generations[-1].entries.append(step)
 
@@ -127,11 +154,12 @@ class Trace:
             raise FlopCountError("the generation made no denoiser call, so there are no FLOPs to count.")
         linear = full = large_linear = large_full = 0
         for call in calls:
-            if call.outcome == "compute" or call.skipped:
+            if call.has_run or call.skipped:
                 spent = self._flop_counters[call.step.denoiser].count(call.computed or call.inputs, call.skipped)
                 linear, full = linear + spent.linear, full + spent.total
-            large = self._flop_counters["L"].count(call.inputs)
-            large_linear, large_full = large_linear + large.linear, large_full + large.total
+            if not call.is_extra:
+                large = self._flop_counters["L"].count(call.inputs)
+                large_linear, large_full = large_linear + large.linear, large_full + large.total
         return GenerationFlops(linear, full, linear / large_linear, full / large_full)
 
     def summary(self, generation: int = -1) -> str:
@@ -158,6 +186,7 @@ class Trace:
                         {
                             **_json_step(call.step),
                             "outcome": call.outcome,
+                            "is_extra": call.is_extra,
                             "time_ms": call.time_ms if math.isfinite(call.time_ms) else None,
                         }
                         for call in generation.calls

@@ -8,6 +8,9 @@ import typer
 
 from flowblend_plugins import Adapter, hookimpl
 
+from .blending.branch_routing import BranchRouting
+from .blending.corrected import Corrected
+from .blending.guided_refresh import GuidedRefresh
 from .distilled_samplers.distilled import Distilled
 from .distilled_samplers.distilled_small import DistilledSmall
 from .distilled_samplers.published import CausVid, FastWan, LightX2V, LTXDistilled
@@ -63,6 +66,9 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         CausVid,
         FastWan,
         LTXDistilled,
+        Corrected,
+        GuidedRefresh,
+        BranchRouting,
     ]
 
 

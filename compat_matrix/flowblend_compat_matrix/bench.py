@@ -140,7 +140,7 @@ class Bench:
                     recorded = recording.enter_context(blend.recorded(earlier))
                 parts.append(self._make_batch(spec, start, what))
             calls = blend.trace.generations[-1].calls[recorded.num_replayed if recorded else 0 :]
-            num_forwards += len(parts[-1]) * sum(call.outcome == "compute" for call in calls)
+            num_forwards += len(parts[-1]) * sum(call.has_run for call in calls)
             if recorded is not None:
                 recordings.append(recorded)
         return Made(np.concatenate(parts), recordings, num_forwards)

@@ -59,10 +59,10 @@ def _median_and_range(values: Any) -> tuple[float, list[float]]:
 
 def describe_generation(generation: Generation, result: CellResult) -> None:
     """Which forwards were made, in total, by denoiser, stage and branch, and step by step."""
-    result.num_large_forwards = generation.num_forwards("L", "compute")
-    result.num_small_forwards = generation.num_forwards("S", "compute")
-    result.num_reused_forwards = sum(call.outcome == "reuse" for call in generation.calls)
-    result.num_predicted_forwards = sum(call.outcome == "predict" for call in generation.calls)
+    computed = Counter(call.step.denoiser for call in generation.calls if call.has_run)
+    answered = Counter(call.outcome for call in generation.calls if not call.has_run)
+    result.num_large_forwards, result.num_small_forwards = computed["L"], computed["S"]
+    result.num_reused_forwards, result.num_predicted_forwards = answered["reuse"], answered["predict"]
     counts = Counter(
         (call.step.denoiser, call.step.stage.value, call.step.branch, call.outcome) for call in generation.calls
     )

@@ -264,7 +264,7 @@ class MatrixRunner:
             self._make_sure_of_large(cell, baseline)
 
     def _learn_calls(self, spec: CellSpec, calls: Sequence[CallRecord]) -> None:
-        self._num_calls[spec] = sum(call.outcome == "compute" for call in calls)
+        self._num_calls[spec] = sum(call.has_run for call in calls)
 
     def _count(self, spec: CellSpec | None, payer: CellResult) -> None:
         """Add a whole generation of the first prompt to the forwards that a cell took."""

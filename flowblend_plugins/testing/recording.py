@@ -50,6 +50,10 @@ class RecordingPlugin:
         self.calls.append(("flowblend_route", {"step": step}))
 
     @hookimpl
+    def flowblend_answer(self, call: Any) -> None:
+        self.calls.append(("flowblend_answer", {"call": call}))
+
+    @hookimpl
     def flowblend_stage_entered(self, step: Any, denoiser: nn.Module, reentry: str) -> None:
         self.calls.append(("flowblend_stage_entered", {"step": step, "denoiser": denoiser, "reentry": reentry}))
 

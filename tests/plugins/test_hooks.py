@@ -102,6 +102,68 @@ def test_route_to_a_denoiser_that_is_not_there_is_an_error() -> None:
         run(Lost())
 
 
+class Averaged:
+    """Both denoisers at every step of the small one, and the mean of the two."""
+
+    @fb.hookimpl
+    def flowblend_answer(self, call: Any) -> Any:
+        if call.step.denoiser != "S":
+            return None
+        (large,), (small,) = call.run("L"), call.run()
+        call.mark_predicted()
+        return ((large + small) / 2,)
+
+
+def test_answer_may_run_other_denoisers_and_combine_them() -> None:
+    pipe, small = tiny_wan_pipeline(), tiny_wan_denoiser()
+    large, num_calls = pipe.transformer.forward, 0
+
+    def by_hand(**kwargs: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        velocity = large(**kwargs)[0]
+        return ((velocity + small(**kwargs)[0]) / 2,) if 4 < num_calls <= 8 else (velocity,)
+
+    pipe.transformer.forward = by_hand
+    expected = generate(pipe, num_inference_steps=5)
+    del pipe.transformer.forward
+    with fb.enable(pipe, small, "L:2,S:2,L:1", plugins=[Averaged()]) as blend:
+        assert torch.equal(generate(pipe, num_inference_steps=5), expected)
+        assert blend.trace.last is not None
+        calls = [(c.step.denoiser, c.outcome, c.is_extra) for c in blend.trace.last.calls if c.step.branch == "cond"]
+        assert calls[2:4] == [("L", "compute", True), ("S", "predict", False)]
+        # Asked for beside the schedule's own, the large one has seen every step: it enters once.
+        assert [(entry.denoiser, entry.step_index) for entry in blend.trace.last.entries] == [
+            ("L", 0),
+            ("S", 2),
+            ("L", 4),
+        ]
+
+
+def test_answer_without_any_denoiser_is_a_prediction_that_cost_nothing() -> None:
+    class Zero:
+        @fb.hookimpl
+        def flowblend_answer(self, call: Any) -> Any:
+            return (torch.zeros_like(call.kwargs["hidden_states"]),) if call.step.step_index == 1 else None
+
+    blend = run(Zero(), "LLL", num_inference_steps=4)
+    assert blend.trace.last is not None
+    assert [call.outcome for call in blend.trace.last.calls] == ["compute"] * 2 + ["predict"] * 2 + ["compute"] * 4
+    assert blend.trace.flops().full_fraction_of_large == pytest.approx(0.75)
+
+
+def test_answer_that_asks_for_a_denoiser_that_is_not_there_is_an_error() -> None:
+    class Lost:
+        @fb.hookimpl
+        def flowblend_answer(self, call: Any) -> Any:
+            return call.run("X")
+
+    with pytest.raises(
+        fb.PluginError, match=r"asked for denoiser 'X' at step 0; the denoisers of this pipeline are L, S"
+    ):
+        run(Lost())
+
+
 def test_stage_entered_once_for_each_entry_of_a_denoiser(recorder: RecordingPlugin) -> None:
     blend = run(recorder, num_inference_steps=10)
     entries = recorder.of("flowblend_stage_entered")

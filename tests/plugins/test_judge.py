@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugins import AdapterTraits, StackError
-from flowblend_plugins.traits import Composition, Family, StackSetting, Verdict, judge
+from flowblend_plugins.judge import judge
+from flowblend_plugins.traits import Composition, Family, StackSetting, Verdict
 
 WAN = StackSetting(
     denoiser_kind="transformer",
@@ -137,17 +138,40 @@ def test_a_cache_whose_warm_up_takes_every_step_is_inert() -> None:
 
 def test_what_changes_the_small_denoiser_alone_is_inert_where_that_is_never_called() -> None:
     weights = AdapterTraits(family=Family.DISTILLED_SAMPLER, changes_only=frozenset({"S"}), wraps="weights")
-    large_alone = dataclasses.replace(WAN, denoiser_changes=False, denoisers=frozenset("L"))
+    large_alone = dataclasses.replace(WAN, denoiser_changes=False, denoiser_order=("L",))
     found = verdict(weights, setting=large_alone)
     assert found.composition is Composition.INERT
     assert "changes denoiser S alone, and this schedule never calls it" in str(found.reasons[0])
-    for others in (frozenset("S"), frozenset("LS"), frozenset[str]()):
-        assert verdict(weights, setting=large_alone, denoisers=others).composition is Composition.COMPOSES
+    for others in (("S",), ("L", "S"), ()):
+        assert verdict(weights, setting=large_alone, denoiser_order=others).composition is Composition.COMPOSES
+
+
+@pytest.mark.parametrize(("order", "is_inert"), [("SL", True), ("L", True), ("LS", False), ("LMS", False), ("", False)])
+def test_what_needs_one_denoiser_after_another_is_inert_without(order: str, is_inert: bool) -> None:
+    correction = AdapterTraits(family=Family.BLENDING, needs_in_order=("L", "S"), wraps="answer")
+    found = verdict(correction, denoiser_order=tuple(order))
+    assert (found.composition is Composition.INERT) is is_inert
+    assert ("calls denoiser S after L" in str(found.reasons[0])) is is_inert
+
+
+def test_what_tells_branches_apart_needs_them_apart_and_guidance_on() -> None:
+    routing = AdapterTraits(family=Family.BLENDING, needs_branches_apart=True, wraps="route")
+    assert verdict(routing, branches_called_apart=False).composition is Composition.REFUSED
+    assert verdict(routing, branches_called_apart=True, guidance=False).composition is Composition.INERT
+    assert verdict(routing, branches_called_apart=True, guidance=True).composition is Composition.COMPOSES
+
+
+def test_velocities_of_which_one_is_guided_already_are_not_put_together() -> None:
+    own = AdapterTraits(family=Family.DISTILLED_SAMPLER, own_guidance=True, wraps="weights")
+    compared = AdapterTraits(family=Family.BLENDING, compares_denoisers=True, wraps="answer")
+    found = verdict(own, compared)
+    assert found.composition is Composition.REFUSED
+    assert "'b' puts the velocities of two denoisers together, and with 'a'" in str(found.reasons[0])
 
 
 def test_a_stack_is_inert_only_if_all_of_it_is() -> None:
     weights = AdapterTraits(family=Family.DISTILLED_SAMPLER, changes_only=frozenset({"S"}), wraps="weights")
-    setting = dataclasses.replace(WAN, denoiser_changes=False, denoisers=frozenset("L"), num_inference_steps=4)
+    setting = dataclasses.replace(WAN, denoiser_changes=False, denoiser_order=("L",), num_inference_steps=4)
     assert verdict(weights, BLOCK_CACHE, setting=setting).composition is Composition.INERT
     found = verdict(weights, SOLVER, setting=setting)
     assert found.composition is Composition.COMPOSES
@@ -182,7 +206,7 @@ SETTINGS = st.builds(
     dataclasses.replace,
     st.just(WAN),
     denoiser_changes=st.booleans(),
-    denoisers=st.sampled_from([frozenset(), frozenset("L"), frozenset("LS")]),
+    denoiser_order=st.sampled_from([(), ("L",), ("L", "S")]),
     reentry=st.sampled_from(["recompute", "keep"]),
     guidance=st.sampled_from([None, True, False]),
     branches_called_apart=st.sampled_from([None, True, False]),

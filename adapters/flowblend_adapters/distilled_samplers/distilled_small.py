@@ -54,6 +54,7 @@ class DistilledSmall(Adapter):
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.DISTILLED_SAMPLER,
         changes_only=frozenset({"S"}),
+        own_guidance=True,
         wraps="weights",
         denoiser_kinds=frozenset({"transformer"}),
     )
