@@ -142,6 +142,24 @@ def test_a_call_for_every_branch_names_none_and_what_was_seen_once_has_no_spread
     assert data["cells"][0]["numbers"][0] == ["1.40×", ""]
 
 
+def test_the_full_default_matrix_leaves_room_for_its_videos(tmp_path: Path) -> None:
+    """Two pairs, five schedules, some two hundred stacks: what is not a video stays a small part of the 15 MB."""
+    pairs = []
+    for name in ("videos", "stills"):
+        cells = [
+            cell(id=f"{schedule} + {stack}", schedule=schedule, pair=name, adapters=stack.split(" + "))
+            for stack in (f"solver(num_inference_steps={n}) + cache(threshold={n / 100})" for n in range(210))
+            for schedule in ("LLL", "LSL", "LSS", "SLL", "SSS")
+        ]
+        pairs.append(matrix(*cells, name=name))
+    full, stills = pairs
+    full.cells += stills.cells
+    full.run.pairs += stills.run.pairs
+    page = render_report(full, tmp_path)
+    assert len(full.cells) == 2100
+    assert len(page.encode()) < 3_000_000
+
+
 def test_what_many_cells_share_is_on_the_page_once(tmp_path: Path) -> None:
     reason = "Both decide the sampler, so keep one of the two."
     many = [refused(f"LSL + a{number}") for number in range(300)]

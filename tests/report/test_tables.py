@@ -100,8 +100,12 @@ def test_what_comes_from_outside_is_no_markup(capsys: pytest.CaptureFixture[str]
     assert "[bold]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("num_stacks", [1, 60])
-def test_the_terminal_shows_every_stack(capsys: pytest.CaptureFixture[str], num_stacks: int) -> None:
+def test_the_terminal_shows_every_stack(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_stacks: int, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     cells = crossed(num_stacks, 1)
     cells[-6].observed, cells[-6].reasons = "broken", ["It raised ValueError: [red]no"]
     print_matrix(matrix(*cells), Path("report.html"))

@@ -20,6 +20,9 @@ _STYLES = {"pass": "green", "degraded": "yellow", "broken": "bold red", "refused
 _MANY = 40
 """Above so many cells of a pair: a grid of them, and reasons of those only that need a look."""
 
+_STACK_WIDTH, _CELL_WIDTH = 38, 17
+"""In characters; where they do not fit side by side, the PSNR stands below the speed-up."""
+
 
 def print_matrix(matrix: Matrix, report: Path) -> None:
     """Print every cell of every pair, the reasons of those that did not pass, and where the report is."""
@@ -67,6 +70,11 @@ def _print_grid(console: Console, cells: Sequence[CellResult]) -> None:
     from rich.table import Table
 
     grid = make_grid(cells)
+    is_narrow = console.width < _STACK_WIDTH + _CELL_WIDTH * len(grid.schedules)
+
+    def said(cell: CellResult) -> str:
+        return "\n".join(brief(cell).rsplit(" ", 1)) if is_narrow else brief(cell)
+
     num_refused = 0
     for group in grid.groups:
         if group.title == REFUSED_EVERYWHERE:
@@ -75,11 +83,9 @@ def _print_grid(console: Console, cells: Sequence[CellResult]) -> None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=group.title, title_justify="left", title_style="bold")
         table.add_column("stack", overflow="fold")
         for schedule in grid.schedules:
-            table.add_column(escape(schedule))
+            table.add_column(escape(schedule), no_wrap=True)
         for row in group.rows:
-            table.add_row(
-                escape(row.stack), *("" if cell is None else _styled(cell, brief(cell)) for cell in row.cells)
-            )
+            table.add_row(escape(row.stack), *("" if cell is None else _styled(cell, said(cell)) for cell in row.cells))
         console.print(table)
     console.print("✓ pass, ≈ degraded, ○ inert, ⊘ refused, ✕ broken, … skipped; speed-up, PSNR in dB.", highlight=False)
     if num_refused:
