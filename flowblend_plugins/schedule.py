@@ -20,6 +20,8 @@ from .errors import ScheduleError
 NAMED_SCHEDULES = ("LLL", "SSS", "LSS", "SLL", "SSL", "LSL")
 DEFAULT_EARLY = 0.4
 DEFAULT_LATE = 0.2
+AUTO = "auto"
+"""In the place of a schedule: the boundaries of a calibration, which is given beside it."""
 
 _GRAMMAR = (
     'a name like "LSL" (with early= and late= fractions), runs like "L:20,S:20,L:10", '
@@ -103,6 +105,11 @@ class StageSchedule:
             ScheduleError: the text is none of these, or fractions are given with explicit runs.
         """
         compact = "".join(text.split())
+        if compact == AUTO:
+            raise ScheduleError(
+                f'schedule "{AUTO}" is that of a calibration: give calibration= (--calibration) too, a file that '
+                "`flowblend calibrate boundaries` wrote."
+            )
         if not re.search(r"[:,>]", compact):
             return cls.named(compact, DEFAULT_EARLY if early is None else early, DEFAULT_LATE if late is None else late)
         if early is not None or late is not None:

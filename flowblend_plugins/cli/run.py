@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from ..adapter import Adapter, arguments_set_by
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from ..presets import PairPreset
-from ..schedule import StageSchedule
+from ..schedule import AUTO, StageSchedule
 from ..traits import REENTRY_POLICIES, Composition
 from .call import Progress, generate, write_output
 from .options import (
@@ -39,6 +39,9 @@ from .options import (
 from .output import prepare_output_folder, write_json_atomically
 from .plan import Plan, plan_blend, plan_unloaded
 
+if TYPE_CHECKING:
+    from ..calibration.calibration import Calibration
+
 PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
@@ -50,6 +53,10 @@ def run(
     schedule: PairScheduleOption = None,
     early: EarlyOption = None,
     late: LateOption = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For --schedule auto: what `flowblend calibrate boundaries` wrote."),
+    ] = None,
     adapter: AdapterOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
@@ -83,11 +90,14 @@ def run(
 
         flowblend run --schedule L:10,S:10,L:5 --adapter "unipc(num_inference_steps=25)"
 
+        flowblend run --schedule auto --calibration boundaries.json
+
         flowblend run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --steps 50
     """
     manager = ctx.obj
     preset = find_preset(manager, pair, large)
-    stages = read_schedule(schedule, early, late, preset)
+    calibrated = _read_calibration(schedule, early, late, calibration)
+    stages = calibrated.schedule if calibrated else read_schedule(schedule, early, late, preset)
     adapters = make_adapters(manager, adapter or ())
     if reentry not in REENTRY_POLICIES:
         raise UsageError(f"--reentry {reentry!r}: expected {' or '.join(REENTRY_POLICIES)}.")
@@ -98,14 +108,18 @@ def run(
         if num_steps is None:
             raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
         planned = plan_unloaded(stages, num_steps, adapters)
+        if calibrated is not None:
+            calibrated.refuse_other_steps(planned.num_timesteps)
         # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
         plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in adapters)
         if plans_ahead or stages.needs_sigmas:
-            planned = _plan_loaded(manager, (pair, large, small), stages, adapters, reentry, num_steps)
+            planned = _plan_loaded(manager, (pair, large, small), stages, adapters, reentry, num_steps, calibrated)
         planned.show(as_json)
         return
     if num_steps is not None:
-        plan_unloaded(stages, num_steps, adapters)  # a misfit is told before anything is loaded
+        foreseen = plan_unloaded(stages, num_steps, adapters)  # a misfit is told before anything is loaded
+        if calibrated is not None:
+            calibrated.refuse_other_steps(foreseen.num_timesteps)
     prepare_output_folder(out)
 
     from ..blend import enable
@@ -125,7 +139,8 @@ def run(
     with enable(
         opened.pipeline,
         opened.small,
-        stages,
+        AUTO if calibrated else stages,
+        calibration=calibrated,
         adapters=adapters,
         reentry=reentry,
         denoisers=opened.further,
@@ -157,6 +172,23 @@ def run(
         else:
             typer.echo(blend.trace.summary())
             typer.echo(f"{path}: {arguments['prompt']!r}, {progress.seconds:.1f} s. What ran is in {out / 'run.json'}.")
+
+
+def _read_calibration(
+    schedule: str | None, early: float | None, late: float | None, path: Path | None
+) -> Calibration | None:
+    """The calibration of ``--schedule auto``; ``None`` for any other schedule."""
+    if schedule != AUTO:
+        if path is not None:
+            raise UsageError(f"--calibration {path} goes with --schedule auto. Add that, or leave it out.")
+        return None
+    if path is None:
+        raise UsageError("--schedule auto needs --calibration: a file that `flowblend calibrate boundaries` wrote.")
+    if early is not None or late is not None:
+        raise UsageError("--schedule auto has the boundaries of its calibration. Leave --early and --late out.")
+    from ..calibration.calibration import Calibration
+
+    return Calibration.load(path)
 
 
 def _count_steps(steps: int | None, adapters: Sequence[Adapter], preset: PairPreset | None) -> int | None:
@@ -200,11 +232,18 @@ def _plan_loaded(
     adapters: Sequence[Adapter],
     reentry: str,
     num_steps: int,
+    calibration: Calibration | None,
 ) -> Plan:
     from ..blend import enable
 
     opened = open_pair(manager, *pair)
     with enable(
-        opened.pipeline, opened.small, stages, adapters=adapters, reentry=reentry, denoisers=opened.further
+        opened.pipeline,
+        opened.small,
+        AUTO if calibration else stages,
+        calibration=calibration,
+        adapters=adapters,
+        reentry=reentry,
+        denoisers=opened.further,
     ) as blend:
         return plan_blend(blend, num_steps)
