@@ -5,6 +5,7 @@ The searched boundaries are in :mod:`flowblend_plugins.calibrate_boundaries`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,12 @@ class Order:
         return self.pipe(**call)
 
     def guidance_scale(self, blend: Blend) -> float | None:
-        """Of the call, as adapters may set it; ``None`` where it is left to the pipeline."""
-        return {**self.call, **arguments_set_by(blend.adapters)}.get("guidance_scale")
+        """Of the call, as adapters may set it; the pipeline's own where it is left out, ``None`` if it has none."""
+        given = {**self.call, **arguments_set_by(blend.adapters)}
+        if "guidance_scale" in given:
+            return given["guidance_scale"]
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
+        return None if parameter is None else parameter.default
 
     def setting(self, blend: Blend) -> CalibrationSetting:
         """What the generations of a blend, which has made at least one, were made under."""
