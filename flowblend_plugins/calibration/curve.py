@@ -125,13 +125,25 @@ def boundaries_of_divergence(values: Sequence[float]) -> tuple[int, int]:
     >>> boundaries_of_divergence([0.1, 0.9, 0.7, 0.4, 0.2, 0.2])
     (3, 0)
     """
-    num = len(values)
-    peak = max(range((num + 1) // 2), key=values.__getitem__)
-    bottom = min(range(peak, num), key=values.__getitem__)
-    level = values[bottom] + 0.5 * (max(values[peak:]) - values[bottom])
+    num, (peak, bottom, level) = len(values), half_height(values)
     early = max((index + 1 for index in range(peak, bottom) if values[index] > level), default=0)
     late = max((num - index for index in range(bottom, num) if values[index] > level), default=0)
     return early, late
+
+
+class HalfHeight(NamedTuple):
+    """The highest step of the first half, the lowest behind it, and the divergence half-way between their ends."""
+
+    peak: int
+    bottom: int
+    level: float
+
+
+def half_height(values: Sequence[float]) -> HalfHeight:
+    """The level that :func:`boundaries_of_divergence` reads from, and the two steps that it lies between."""
+    peak = max(range((len(values) + 1) // 2), key=values.__getitem__)
+    bottom = min(range(peak, len(values)), key=values.__getitem__)
+    return HalfHeight(peak, bottom, values[bottom] + 0.5 * (max(values[peak:]) - values[bottom]))
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
-from .curve import DivergenceCurve, boundaries_of_divergence
+from .curve import DivergenceCurve, boundaries_of_divergence, half_height
 
 _ENDINGS = (".png", ".svg")
 
@@ -23,10 +23,11 @@ def check_drawable(path: Path) -> None:
 def draw(curve: DivergenceCurve, path: Path) -> None:
     """Relative l2 distance and cosine over the steps, a line for each branch, shaded by one standard deviation.
 
-    The level of half the height, from which boundaries are read off, is dashed.
+    The level of half the height is dashed, and the boundaries that are read off it are dotted.
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     matplotlib.rcParams["svg.hashsalt"] = "flowblend"  # the same curve is the same file
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
@@ -42,11 +43,12 @@ def draw(curve: DivergenceCurve, path: Path) -> None:
             axis.fill_between(steps, low, high, alpha=0.12, color=line[0].get_color(), linewidth=0)
         axis.set_title(f"{title} of the two velocities", fontsize=10)
         axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(bottom=0.0)
         axis.legend(fontsize=8)
         if quantity == "relative_l2":
             means = [one.mean for one in curve.branches[decides].relative_l2]
-            axis.axhline((min(means) + max(means)) / 2, color="grey", linestyle="--", linewidth=0.8)
+            axis.axhline(half_height(means).level, color="grey", linestyle="--", linewidth=0.8)
             early, late = boundaries_of_divergence(means)
             for edge in (early, len(means) - late):
                 if 0 < edge < len(means):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import flowblend_plugins as fb
 from flowblend_plugins.calibrate import Order, boundaries_by_divergence
 from flowblend_plugins.calibration.calibration import Calibration
+from flowblend_plugins.calibration.curve import DivergenceCurve
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser
 
 STEPS = 6
@@ -157,3 +159,15 @@ def test_the_command_line_refuses_steps_before_loading(
         assert "is of 6 steps, but here there are 8" in result.error_line
     other = flowblend("run", "--schedule", "auto", "--calibration", path, "--steps", 6, "--out", tmp_path / "out")
     assert "of pair 'tiny', whose large denoiser" in other.error_line
+
+
+def test_the_shipped_calibration_as_the_docs_use_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "calibration.md").read_text(), re.S)
+    exec(compile(example, "docs/calibration.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == example.split("# ")[-1].strip()
+    calibration = Calibration.load("docs/reference_boundaries.json")
+    assert DivergenceCurve.load("docs/reference_divergence.json").setting == calibration.setting
