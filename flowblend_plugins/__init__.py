@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter, AttachTarget
+from .configuration import read_configuration
 from .errors import (
     AdapterError,
     ClockError,
@@ -47,6 +48,7 @@ __all__ = [
     "Trace",
     "enable",
     "hookimpl",
+    "read_configuration",
 ]
 
 # Torch takes a second or more to load, which a plugin module or a command line that prints its help should not pay.

@@ -119,6 +119,27 @@ class Bench:
         _synchronize()
         return Timed(self._shown(output), (time.perf_counter() - started) * 1e3)
 
+    def make_one(self, spec: CellSpec | None, number: int) -> tuple[Videos, float]:
+        """The video of one prompt by itself, ``[F, H, W, 3]`` in 0..1, and its time in ms up to its last latents.
+
+        The time is that of prompt encoding and denoising; the video is decoded after it.
+        """
+        self.tick(f"{spec.id if spec else 'large-only'}: video {number + 1}")
+        ended = 0.0
+
+        def mark_time(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal ended
+            _synchronize()
+            ended = time.perf_counter()
+            return tensors
+
+        arguments = self._arguments(spec, self.prompts.texts[number : number + 1], self.seed + number)
+        _synchronize()
+        started = time.perf_counter()
+        output = self.pipe(**arguments, output_type="np", callback_on_step_end=mark_time)
+        made = np.asarray(self._shown(output), dtype=np.float32)
+        return made if self.makes_stills else made[0], (ended - started) * 1e3
+
     def make_videos(self, spec: CellSpec | None, what: str) -> Videos:
         """A video for every prompt, ``[N, F, H, W, 3]`` in 0..1."""
         return np.concatenate([self._make_batch(spec, start, what) for start in self._starts()])

@@ -82,5 +82,7 @@ def flowblend_register_metrics() -> Mapping[str, Metric]:
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
     from .commands import matrix
+    from .tune.command import tune
 
     app.add_typer(matrix, name="matrix")
+    app.command()(tune)

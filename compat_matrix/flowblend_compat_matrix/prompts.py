@@ -105,11 +105,11 @@ class StillsJudge:
 _BATCH_SIZE = 16
 
 
-def _reference_prompts(num_prompts: int, num_seeds: int, makes_stills: bool) -> PromptSet:
+def _reference_prompts(num_prompts: int, num_seeds: int, makes_stills: bool, first: int = 0) -> PromptSet:
     """Captions of scenes that no training saw, with the classifier as judge."""
     from .reference import evaluation_captions, load_classifier
 
-    captions = evaluation_captions(num_prompts) * num_seeds
+    captions = evaluation_captions(first + num_prompts)[first:] * num_seeds
     judge = (StillsJudge if makes_stills else AttributeJudge)(load_classifier(), captions)
     return PromptSet(tuple(caption.text for caption in captions), _BATCH_SIZE, judge)
 
@@ -117,6 +117,20 @@ def _reference_prompts(num_prompts: int, num_seeds: int, makes_stills: bool) -> 
 def reference_prompts(num_prompts: int) -> PromptSet:
     """Captions for the embedded pair that makes videos."""
     return _reference_prompts(num_prompts, 1, makes_stills=False)
+
+
+def prompts_from(preset: PairPreset | None, first: int, num_prompts: int) -> PromptSet:
+    """A pair's prompts from number ``first`` on, for who must not meet those that others measure with.
+
+    Raises:
+        UsageError: the pair has none of its own, or too few.
+    """
+    if preset is not None and preset.name in ("reference", "reference-unet"):
+        return _reference_prompts(num_prompts, 1, makes_stills=preset.name == "reference-unet", first=first)
+    own = () if preset is None else preset.example_prompts
+    if len(own) < num_prompts:
+        raise UsageError(f"this pair has {len(own)} prompts of its own, and {num_prompts} are needed. Give --prompt.")
+    return PromptSet(own[:num_prompts])
 
 
 def own_prompts(preset: PairPreset | None, num_prompts: int, num_seeds: int) -> PromptSet:

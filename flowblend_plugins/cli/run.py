@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..adapter import Adapter, arguments_set_by
+from ..configuration import read_configuration
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from ..presets import PairPreset
@@ -57,6 +58,10 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="For --schedule auto: what `flowblend calibrate boundaries` wrote."),
     ] = None,
+    configuration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Schedule and adapters as `flowblend tune` wrote them; --adapter adds more."),
+    ] = None,
     adapter: AdapterOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
@@ -92,10 +97,17 @@ def run(
 
         flowblend run --schedule auto --calibration boundaries.json
 
+        flowblend run --configuration out/tune/tuned.json
+
         flowblend run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --steps 50
     """
     manager = ctx.obj
     preset = find_preset(manager, pair, large)
+    if configuration is not None:
+        if schedule is not None:
+            raise UsageError(f"--configuration {configuration} has a schedule of its own. Leave --schedule out.")
+        found = read_configuration(configuration, preset.name if preset is not None else None)
+        schedule, adapter = found["schedule"], [*found["adapters"], *(adapter or ())]
     calibrated = _read_calibration(schedule, early, late, calibration)
     stages = calibrated.schedule if calibrated else read_schedule(schedule, early, late, preset)
     adapters = make_adapters(manager, adapter or ())

@@ -1,0 +1,195 @@
+"""``flowblend tune``."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowblend_plugins.cli.options import JsonOption, LargeOption, PairOption, SmallOption
+from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
+from flowblend_plugins.errors import AdapterError, StackError, UsageError
+from flowblend_plugins.manager import FlowblendPluginManager, make_adapters
+
+
+class CostName(str, enum.Enum):
+    """What a search saves."""
+
+    TIME = "time"
+    FLOPS = "flops"
+
+
+FILE_NAME = "tuned.json"
+PLOT_NAME = "tuned.png"
+FIRST_PROMPT = 256
+"""Tuning takes the pair's prompts from here on, so that none of those that others measure with was tuned on."""
+SEED = 50_000
+"""Likewise of the noise."""
+
+
+def tune(
+    ctx: typer.Context,
+    pair: PairOption = "reference",
+    large: LargeOption = None,
+    small: SmallOption = None,
+    min_psnr: Annotated[
+        float | None, typer.Option("--min-psnr", metavar="DB", help="PSNR to large-only that must be kept.")
+    ] = None,
+    min_alignment: Annotated[
+        float | None,
+        typer.Option("--min-alignment", min=0.0, max=1.0, help="Prompt alignment to keep, as a share of large-only's."),
+    ] = None,
+    cost: Annotated[
+        CostName, typer.Option(help="What is saved: time on this machine, or the denoisers' FLOPs.")
+    ] = CostName.TIME,
+    trials: Annotated[int, typer.Option(min=1, help="Stacks to try.")] = 160,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts that the best stacks are measured on.")] = 8,
+    prompt: Annotated[list[str] | None, typer.Option(help="Your own instead; repeat for more.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tuned.json and tuned.png.")] = Path("out/tune"),
+    as_json: JsonOption = False,
+) -> None:
+    """Find boundaries, correction, solver, steps and cache together, for a fidelity budget.
+
+    Every trial is timed beside the large denoiser alone, on prompts and seeds that no other command uses. DIR
+    receives tuned.json, with the Pareto front and the fastest stack within the budget, which
+    `flowblend run --configuration` and `flowblend_plugins.read_configuration` take, and a plot.
+    Needs the extra `tune`.
+
+    Examples:
+
+        flowblend tune --min-psnr 25 --out out/tune
+
+        flowblend run --configuration out/tune/tuned.json --prompt "a purple cross"
+
+        flowblend tune --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --prompt "a train" --min-psnr 24
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..environment import describe_environment
+    from .front import Budget, choose
+    from .race import Race
+    from .record import API_VERSION, draw_front, point_to_dict
+    from .search import search
+    from .space import CACHES, SearchSpace
+
+    manager: FlowblendPluginManager = ctx.obj
+    budget = Budget(min_psnr, min_alignment)
+    prepare_output_folder(out)
+    bench = open_bench(manager, pair, large, small, prompts, tuple(prompt or ()))
+    num_steps = bench.call.get("num_inference_steps")
+    if num_steps is None:
+        raise UsageError("tune: the pair does not say how many steps it takes. Name a registered --pair.")
+    usable = _usable(manager, bench.pipe, bench.small)
+    solvers = tuple(name for name in ("unipc", "dpmpp_2m") if usable(f"{name}(num_inference_steps={num_steps})"))
+    caches = tuple(name for name in CACHES if usable(f"{name}(threshold=0.1)"))
+    if not solvers:
+        raise UsageError(f"tune: {type(bench.pipe).__name__} takes none of the solvers that are searched.")
+    console = Console(stderr=True)
+    with Progress(console=console, disable=as_json) as progress:
+        task = progress.add_task("tune", total=trials)
+        found = search(
+            Race(bench),
+            SearchSpace(num_steps, solvers, caches),
+            trials,
+            seed,
+            cost.value,
+            prompts_per_trial=min(3, len(bench.prompts.texts)),
+            report=lambda done, text: progress.update(task, completed=done, description=text[-60:]),
+        )
+    chosen = choose(found.front, found.large, budget, cost.value)
+    record: dict[str, Any] = {
+        "api_version": API_VERSION,
+        "pair": pair if large is None else None,
+        "denoisers": [type(bench.pipe).__name__, str(large or pair), str(small or pair)],
+        "cost": cost.value,
+        "budget": {"min_psnr_db": min_psnr, "min_alignment": min_alignment},
+        "schedule": chosen.configuration.schedule,
+        "adapters": list(chosen.configuration.adapters),
+        "chosen": point_to_dict(chosen),
+        "front": [point_to_dict(point) for point in found.front],
+        "num_tried": found.num_tried,
+        "num_refused": len(found.refused),
+        "prompts": list(bench.prompts.texts),
+        "first_seed": bench.seed,
+        "environment": describe_environment(manager),
+    }
+    write_json_atomically(out / FILE_NAME, record)
+    draw_front(found.front, chosen, {}, out / PLOT_NAME)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        _print(record, out)
+
+
+def open_bench(
+    manager: FlowblendPluginManager,
+    pair: str,
+    large: str | None,
+    small: str | None,
+    num_prompts: int,
+    texts: tuple[str, ...],
+    first_prompt: int = FIRST_PROMPT,
+    seed: int = SEED,
+) -> Any:
+    """A bench that makes one video at a time, on prompts from ``first_prompt`` on."""
+    import os
+
+    import torch
+
+    from flowblend_plugins.cli.options import find_preset, open_pair
+    from flowblend_plugins.pair import load_denoiser
+    from flowblend_plugins.pipeline import denoiser_slot
+
+    from ..bench import Bench
+    from ..prompts import PromptSet, prompts_from
+
+    if "OMP_NUM_THREADS" not in os.environ and large is None and not torch.cuda.is_available():
+        torch.set_num_threads(1)  # the embedded pairs' products are tiny: a second thread waits more than it gains
+
+    def load() -> tuple[Any, Any]:
+        opened = open_pair(manager, pair, large, small)
+        return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
+
+    preset = find_preset(manager, pair, large)
+    prompts = PromptSet(texts) if texts else prompts_from(preset, first_prompt, num_prompts)
+    call = dict(preset.call_defaults) if preset is not None else {"num_inference_steps": 50}
+    return Bench(load=load, prompts=replace(prompts, batch_size=1), call=call, seed=seed)
+
+
+def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Any:
+    import flowblend_plugins
+
+    def is_usable(text: str) -> bool:
+        try:
+            make_adapters(manager, [text])
+            with flowblend_plugins.enable(pipe, small, "LSL", adapters=[text]):
+                return True
+        except (AdapterError, StackError):
+            return False
+
+    return is_usable
+
+
+def _print(record: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Pareto front", title_justify="left")
+    for head in ("speed", "PSNR", "captions right", "stack"):
+        table.add_column(head, justify="left" if head == "stack" else "right", overflow="fold")
+    for row in record["front"]:
+        is_chosen = (row["schedule"], row["adapters"]) == (record["schedule"], record["adapters"])
+        alignment = "–" if row["alignment"] is None else f"{row['alignment']:.1%}"
+        stack = " + ".join((row["schedule"], *row["adapters"]))
+        cells = (f"{row['speedup_over_large']:.2f}×", f"{row['psnr_db']:.1f} dB", alignment, stack)
+        table.add_row(*cells, style="bold" if is_chosen else None)
+    console = Console()
+    console.print(table)
+    tried = f"{record['num_tried']} stacks were measured, {record['num_refused']} refused before they ran"
+    console.print(f"{tried}. The choice (bold) is in {out / FILE_NAME}.", highlight=False, markup=False)

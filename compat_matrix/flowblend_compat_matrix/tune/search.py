@@ -1,0 +1,105 @@
+"""The search itself: optuna's multi-objective TPE over cost and fidelity, then the best again on more prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flowblend_plugins.errors import UsageError
+
+from .front import pareto_front
+from .race import Configuration, Cost, Point, Race
+from .space import SearchSpace
+
+MIN_USEFUL_PSNR_DB = 15.0
+"""What a first video must reach for a stack to be shown the other prompts: below it no video is the same any more."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        front: the Pareto front, measured again on all prompts.
+        large: large-only, beside it.
+        num_tried: stacks that were measured.
+        refused: stacks that cannot work, with the reason; none of them was run.
+    """
+
+    front: list[Point]
+    large: Point
+    num_tried: int
+    refused: dict[Configuration, str]
+
+
+def search(
+    race: Race,
+    space: SearchSpace,
+    num_trials: int,
+    seed: int,
+    cost: Cost = "time",
+    num_finalists: int = 16,
+    prompts_per_trial: int = 3,
+    report: Callable[[int, str], None] = lambda done, text: None,
+) -> Found:
+    """Try stacks, and measure the best of them again.
+
+    Args:
+        race: with the prompts to tune on; a trial sees the first of them, finalists see all.
+        space: what may be tried.
+        num_trials: stacks to try; what was tried already is not run twice.
+        seed: of the sampler. Times are of the machine, so by time a search repeats itself only as far as they do.
+        cost: what is saved.
+        num_finalists: at most so many are measured again.
+        prompts_per_trial: that a trial sees, unless its first video rules it out.
+        report: told how many trials are done, and what the last one gave.
+
+    Raises:
+        UsageError: optuna is not installed.
+    """
+    optuna = _import_optuna()
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=num_trials // 4)
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    for guess in space.first_guesses():
+        study.enqueue_trial(guess)
+    known: dict[Configuration, Point | None] = {}
+    for done in range(1, num_trials + 1):
+        trial = study.ask()
+        configuration = space.suggest(trial)
+        if configuration not in known:
+            known[configuration] = race.try_one(configuration, range(prompts_per_trial), MIN_USEFUL_PSNR_DB)
+        point = known[configuration]
+        if point is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            report(done, f"{configuration.text}: refused")
+        else:
+            study.tell(trial, [point.gain(cost), point.psnr_db])
+            report(done, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
+    measured = [point for point in known.values() if point is not None]
+    finalists = _spread(pareto_front(measured, cost), num_finalists)
+    again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
+    assert race.large is not None
+    return Found(pareto_front(again, cost), race.large, len(measured), dict(race.refused))
+
+
+def _spread(front: list[Point], most: int) -> list[Point]:
+    """At most so many points of a front, evenly over it, its ends among them."""
+    if len(front) <= most:
+        return front
+    return [front[round(number * (len(front) - 1) / (most - 1))] for number in range(most)]
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UsageError(
+            f"`flowblend tune` needs the package optuna, which cannot be imported ({error}). "
+            "Run: pip install 'flowblend-plugins[tune]'"
+        ) from error
+    import warnings
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna

@@ -1,0 +1,106 @@
+"""The stacks that a search may try: boundaries, recalls, correction, solver, steps and cache, together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .race import Configuration
+
+MIN_STEPS = 8
+MAX_RECALLS = 5
+CORRECTIONS = ("none", "corrected", "guided_refresh")
+CACHED = ("LS", "L", "S")
+CACHES: Mapping[str, tuple[float, float]] = {
+    "first_block_cache": (0.05, 0.6),
+    "teacache": (0.05, 0.5),
+    "sea_cache": (0.05, 0.6),
+}
+"""Adapters of feature caches with a threshold, and its range."""
+
+
+class Suggest(Protocol):
+    """What an ``optuna.trial.Trial`` offers."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Of one pair.
+
+    Attributes:
+        num_steps: of large-only; fewer may be tried.
+        solvers: adapters of solvers that the pipeline takes, with ``num_inference_steps``.
+        caches: names from :data:`CACHES` that the pipeline takes.
+    """
+
+    num_steps: int
+    solvers: tuple[str, ...]
+    caches: tuple[str, ...]
+
+    def suggest(self, trial: Suggest) -> Configuration:
+        """One stack. Parameters are fractions of the steps, so that they mean the same at any number of them."""
+        num_steps = trial.suggest_int("num_steps", min(MIN_STEPS, self.num_steps), self.num_steps)
+        adapters = []
+        solver = trial.suggest_categorical("solver", self.solvers)
+        if num_steps != self.num_steps or solver != self.solvers[0]:
+            adapters.append(f"{solver}(num_inference_steps={num_steps})")
+        early = max(1, round(trial.suggest_float("early", 0.05, 0.6, step=0.05) * num_steps))
+        late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
+        correction = trial.suggest_categorical("correction", CORRECTIONS)
+        recalls = 0 if correction == "guided_refresh" else trial.suggest_int("recalls", 0, MAX_RECALLS)
+        schedule = schedule_text(num_steps, early, late, recalls)
+        if correction == "corrected":
+            adapters.append(f"corrected(damping={trial.suggest_float('damping', 0.0, 1.5, step=0.25)})")
+        elif correction == "guided_refresh":
+            adapters.append(f"guided_refresh(threshold={trial.suggest_float('refresh', 0.05, 0.6, step=0.05):.2f})")
+        cache = trial.suggest_categorical("cache", ("none", *self.caches))
+        if cache != "none":
+            low, high = CACHES[cache]
+            threshold = trial.suggest_float(f"{cache}_threshold", low, high, step=0.025)
+            cached = trial.suggest_categorical("cached", CACHED)
+            adapters.append(f"{cache}(threshold={threshold:.3f}, denoisers={cached!r})")
+        return Configuration(schedule, tuple(adapters))
+
+    def first_guesses(self) -> list[dict[str, Any]]:
+        """Worth trying before anything is known: blending, corrected, recalled, with fewer steps, with a cache."""
+        plain = {
+            "num_steps": self.num_steps, "solver": self.solvers[0], "early": 0.4, "late": 0.2,
+            "correction": "none", "recalls": 0, "cache": "none",
+        }  # fmt: skip
+        recalled = plain | {"correction": "corrected", "damping": 0.5, "late": 0.0, "early": 0.3, "recalls": 4}
+        cached = [
+            recalled | {"cache": name, f"{name}_threshold": CACHES[name][0] + 0.05, "cached": "LS"}
+            for name in self.caches
+        ]
+        return [
+            plain,
+            plain | {"correction": "corrected", "damping": 1.0},
+            recalled,
+            recalled | {"num_steps": max(MIN_STEPS, round(0.8 * self.num_steps))},
+            plain | {"correction": "guided_refresh", "refresh": 0.2, "late": 0.0, "early": 0.3},
+            *cached,
+        ]
+
+
+def schedule_text(num_steps: int, early: int, late: int, recalls: int) -> str:
+    """Runs of a schedule: an early and a late stage, and single large steps evenly between them."""
+    between = num_steps - early - late
+    if between <= 0:
+        return f"L:{num_steps}"
+    places = {(number + 1) * between // (recalls + 1) for number in range(recalls)}
+    middle = "".join("L" if index in places else "S" for index in range(between))
+    letters = "L" * early + middle + "L" * late
+    runs: list[tuple[str, int]] = []
+    for letter in letters:
+        if runs and runs[-1][0] == letter:
+            runs[-1] = (letter, runs[-1][1] + 1)
+        else:
+            runs.append((letter, 1))
+    return ",".join(f"{letter}:{num}" for letter, num in runs)
