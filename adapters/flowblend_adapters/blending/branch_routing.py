@@ -23,8 +23,8 @@ UNCOND = "uncond"
 class BranchRouting(Adapter):
     """Give the unconditional branch to the small denoiser from a step on.
 
-    Guidance multiplies whatever the two branches do not have in common, so without ``corrected`` on top this costs more
-    than it saves (docs/blending.md has what was measured).
+    Guidance multiplies whatever the two branches do not have in common, so at high scales it costs more than it saves,
+    with ``corrected`` on top as well (docs/blending.md has what was measured).
 
     Args:
         first_step: from here on, counted from 0; earlier steps stay with the schedule. ``corrected`` needs at least one

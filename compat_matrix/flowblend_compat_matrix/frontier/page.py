@@ -70,7 +70,7 @@ def _levels(found: Sequence[Level], measure: str) -> Iterator[str]:
     met = sum(ratio >= GOAL for ratio in ratios)
     yield (
         f"**{measure.capitalize()}**, from {found[0].psnr_db:g} to {found[-1].psnr_db:g} dB, the cheapest tuned stack "
-        f"is {min(ratios):.2f} to {max(ratios):.2f} times as cheap as the cheapest single technique at least as faithful, "
+        f"is {min(ratios):.2f} to {max(ratios):.2f} times as cheap as the cheapest single technique as faithful, "
         f"the median {usual_ratio(found):.2f}; at {met} of {len(found)} levels {GOAL} times or more, the goal."
     )
     yield ""
