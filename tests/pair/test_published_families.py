@@ -216,9 +216,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_published_family_is_routed_exactly(name: str) -> None:
     if name == "cosmos-predict2-t2i":
-        pytest.importorskip(
-            "torchvision", reason="diffusers' CosmosTransformer3DModel resizes its mask with torchvision"
-        )
+        pytest.importorskip("torchvision", reason="CosmosTransformer3DModel resizes its mask with it")
     family = FAMILIES[name]
     pipe, on_small = family.pipe("L"), family.pipe("S")
     large, small = family.run(pipe), family.run(on_small)
