@@ -10,6 +10,7 @@ from flowblend_plugins import Adapter, hookimpl
 
 from .blending.branch_routing import BranchRouting
 from .blending.corrected import Corrected
+from .blending.forecast import Forecast
 from .blending.guided_refresh import GuidedRefresh
 from .distilled_samplers.distilled import Distilled
 from .distilled_samplers.distilled_small import DistilledSmall
@@ -67,6 +68,7 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
         FastWan,
         LTXDistilled,
         Corrected,
+        Forecast,
         GuidedRefresh,
         BranchRouting,
     ]

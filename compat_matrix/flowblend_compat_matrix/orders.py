@@ -78,7 +78,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of one pair and one stack, one for each schedule: they share controls and steps, so one worker has them.
+    """Cells of one pair: every schedule of one stack, which share steps, and of some more, which share controls.
 
     Whoever hands out batches may split one with :meth:`without` when a worker was lost over one of its cells; results
     do not depend on how cells are divided, except for how often work is repeated.
@@ -152,7 +152,15 @@ def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
     return Outcome(result)
 
 
-def order_batches(pair: str, cells: Sequence[CellSpec]) -> list[Batch]:
-    """The cells of a pair as batches, in the order of their stacks."""
-    stacks = dict.fromkeys(cell.stack for cell in cells)
-    return [Batch(pair, tuple(cell for cell in cells if cell.stack == stack)) for stack in stacks]
+def order_batches(pair: str, cells: Sequence[CellSpec], num_stacks: int = 1) -> list[Batch]:
+    """The cells of a pair as batches, in the order of their stacks.
+
+    Args:
+        pair: its name.
+        cells: to be measured.
+        num_stacks: in a batch. The controls are timed once in a round for all of them, so more stacks take less time
+            in all, and each has them further away.
+    """
+    stacks = list(dict.fromkeys(cell.stack for cell in cells))
+    groups = [stacks[start : start + num_stacks] for start in range(0, len(stacks), num_stacks)]
+    return [Batch(pair, tuple(cell for stack in group for cell in cells if cell.stack == stack)) for group in groups]

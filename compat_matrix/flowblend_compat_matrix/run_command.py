@@ -185,7 +185,8 @@ def run(
             families=families_of(manager, stacks),
         ),
     )
-    batches = [batch for name, planned_cells in cells.items() for batch in order_batches(name, planned_cells)]
+    together = options.STACKS_TOGETHER[are_many]
+    batches = [batch for name, planned in cells.items() for batch in order_batches(name, planned, together)]
     if resume:
         planned = {(name, spec.id) for name, planned_cells in cells.items() for spec in planned_cells}
         results, news = resumed(out, results, settings, planned)

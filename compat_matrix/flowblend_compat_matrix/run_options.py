@@ -17,6 +17,7 @@ DEFAULT_PAIR = "reference"
 MANY_CELLS = 200
 DEFAULT_PROMPTS = (8, 4)
 DEFAULT_REPEATS = (3, 2)
+STACKS_TOGETHER = (1, 4)
 """Of a few cells, and of more than ``MANY_CELLS``."""
 
 

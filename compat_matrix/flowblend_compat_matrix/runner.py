@@ -1,14 +1,15 @@
 """Measuring the cells of a matrix, each beside its controls, in one process.
 
-The cells of one stack are measured together, in three rounds of work: their videos, for which they share the steps that
-their schedules have in common, and one whole generation after them; rounds of timed generations, with one set of
-controls for all; and the judgement. A generation that is timed is always run whole.
+The cells of a few stacks are measured together, in three rounds of work: their videos, for which those of one stack
+share the steps that their schedules have in common, and one whole generation after them; rounds of timed generations,
+with one set of controls for all; and the judgement. A generation that is timed is always run whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -89,11 +90,13 @@ class MatrixRunner:
 
     def measure(self, spec: CellSpec, baseline: Baseline) -> Measured:
         """One cell. Whatever it raises is its own result; only an interruption passes through."""
-        return next(found for found in self.measure_stack([spec], baseline) if isinstance(found, Measured))
+        return next(found for found in self.measure_together([spec], baseline) if isinstance(found, Measured))
 
-    def measure_stack(self, specs: Sequence[CellSpec], baseline: Baseline) -> Iterator[Began | Measured]:
-        """Cells of one stack on several schedules; each result as soon as nothing more is learnt about it."""
-        cells = [CellInHand(spec, self._blank(spec)) for spec in sorted(specs, key=num_switches)]
+    def measure_together(self, specs: Sequence[CellSpec], baseline: Baseline) -> Iterator[Began | Measured]:
+        """Stacks on several schedules; each result as soon as nothing more is learnt about it."""
+        stacks = list(dict.fromkeys(spec.stack for spec in specs))
+        in_order = sorted(specs, key=lambda spec: (stacks.index(spec.stack), num_switches(spec)))
+        cells = [CellInHand(spec, self._blank(spec)) for spec in in_order]
         times = Times()
         cells = yield from self._make_all(cells, baseline, times)
         if not cells:
@@ -104,7 +107,7 @@ class MatrixRunner:
             self._begin_again()
             for cell in cells:
                 if cell.is_running:
-                    yield from self.measure_stack([cell.spec], baseline)
+                    yield from self.measure_together([cell.spec], baseline)
                 else:
                     yield Measured(cell.result)
             return
@@ -130,18 +133,18 @@ class MatrixRunner:
     def _make_all(
         self, cells: Sequence[CellInHand], baseline: Baseline, times: Times
     ) -> Generator[Began | Measured, None, list[CellInHand]]:
-        done: list[Made] = []
+        done: dict[tuple[str, ...], list[Made]] = defaultdict(list)
         for cell in cells:
             yield self._began(cell, "videos")
             with self._blaming(cell, baseline):
                 self._declare(cell)
                 with self._bench.enabled(cell.spec) as blend:
                     assert blend is not None
-                    cell.made = self._make(cell, blend, done)
+                    cell.made = self._make(cell, blend, done[cell.spec.stack])
                     self._generate_once_more(cell, blend, baseline, times)
                 self._prepare_controls(cell, times)
                 if self._is_sharing:
-                    done.append(cell.made)
+                    done[cell.spec.stack].append(cell.made)
             if not cell.is_running:
                 yield Measured(cell.result)
         left = [cell for cell in cells if cell.is_running]

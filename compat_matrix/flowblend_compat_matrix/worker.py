@@ -52,7 +52,7 @@ class Worker:
             started = time.perf_counter()
             pair = self._open[batch.pair] = _OpenPair(self._orders[batch.pair], self._settings, self._plugins)
             yield Controls(*pair.describe(), pair.baseline.num_forwards, time.perf_counter() - started)
-        for found in pair.runner.measure_stack(batch.cells, pair.baseline):
+        for found in pair.runner.measure_together(batch.cells, pair.baseline):
             if isinstance(found, Began):
                 yield found
             else:

@@ -154,6 +154,12 @@ def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
     assert [[cell.id for cell in batch.cells] for batch in unfinished(batches, results)] == [["LSL"]]
 
 
+def test_batches_hold_whole_stacks_in_their_order() -> None:
+    cells = plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")], [("a",), ("b",), ("c",)])
+    stacks = [[cell.stack for cell in batch.cells] for batch in order_batches("tiny", cells, 2)]
+    assert stacks == [[(), (), ("a",), ("a",)], [("b",), ("b",), ("c",), ("c",)]]
+
+
 def test_without_results_it_begins(tmp_path: Path) -> None:
     fresh = interrupted()
     assert resume(tmp_path, fresh, SETTINGS, PLANNED) == (fresh, None)

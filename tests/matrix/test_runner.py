@@ -230,7 +230,7 @@ def test_a_stack_of_which_no_cell_runs_gives_each_cell_once(make_bench: Callable
     baseline = runner.measure_baseline()
     for stack, observed in ((("flow_euler", "unipc"), "refused"), (("misbehaving(how='raises')",), "broken")):
         specs = [CellSpec(StageSchedule.named(name), stack) for name in ("LSL", "LSS")]
-        found = [one.result for one in runner.measure_stack(specs, baseline) if isinstance(one, Measured)]
+        found = [one.result for one in runner.measure_together(specs, baseline) if isinstance(one, Measured)]
         assert sorted((one.id, one.observed) for one in found) == sorted((spec.id, observed) for spec in specs)
 
 

@@ -119,6 +119,20 @@ def test_a_batch_in_pieces_gives_the_same(saved_pair: Path) -> None:
     assert figures(alone["LSL"].result) == figures(together["LSL"].result)
 
 
+def test_stacks_that_are_measured_together_are_as_each_alone(saved_pair: Path) -> None:
+    settings = settings_for(saved_pair)
+    stacks = [(), ("first_block_cache(threshold=0.5, denoisers='L')",), ("dpmpp_2m",)]
+    cells = plan_cells(schedules("LLL", "LSL"), stacks)
+    together, num_together = measured_here(settings, *order_batches("tiny", cells, 3))
+    alone, num_alone = measured_here(settings, *order_batches("tiny", cells))
+    assert len(together) == 6
+    for name, outcome in alone.items():
+        assert figures(outcome.result) == figures(together[name].result)
+        assert outcome.files == together[name].files
+        assert outcome.result.num_timed == together[name].result.num_timed
+    assert num_together < num_alone, "controls are timed once for all of them"
+
+
 def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path) -> None:
     settings = settings_for(saved_pair / "nowhere")
     with pytest.raises(FlowBlendError, match="it does not exist"):

@@ -27,8 +27,8 @@ class BranchRouting(Adapter):
     with ``corrected`` on top as well (docs/blending.md has what was measured).
 
     Args:
-        first_step: from here on, counted from 0; earlier steps stay with the schedule. ``corrected`` needs at least one
-            of them to know what the denoisers differ by.
+        first_step: from here on, counted from 0; earlier steps stay with the schedule. One beyond its last large step
+            changes nothing. ``corrected`` needs at least one large step before it.
         refresh_every: every so many steps after that the schedule's denoiser answers after all; 0 for never.
     """
 
@@ -43,7 +43,7 @@ class BranchRouting(Adapter):
         compares_denoisers=True,
         wraps="route",
     )
-    suggested: ClassVar[tuple[str, ...]] = ("branch_routing(first_step=8)", "branch_routing(first_step=4)")
+    suggested: ClassVar[tuple[str, ...]] = ("branch_routing(first_step=4)", "branch_routing(first_step=2)")
 
     def __post_init__(self) -> None:
         for name in ("first_step", "refresh_every"):

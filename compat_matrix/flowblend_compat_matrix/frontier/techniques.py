@@ -28,17 +28,19 @@ CACHES: Mapping[str, tuple[str, ...]] = {
 }
 """Settings of each cache from careful to bold, as far as they are of use on the reference pair."""
 
-STEPS = (16, 14, 12, 10, 8)
-SOLVERS = {"fewer steps, UniPC": "unipc", "fewer steps, DPM++ 2M": "dpmpp_2m"}
+STEPS = (16, 14, 12, 10, 8, 6)
+SOLVERS = {
+    "fewer steps, UniPC": "unipc(num_inference_steps={})",
+    "fewer steps, UniPC, shift 2": "unipc(num_inference_steps={}, flow_shift=2.0)",
+    "fewer steps, UniPC, selected": "unipc(num_inference_steps={}, timesteps='reference')",
+    "fewer steps, DPM++ 2M": "dpmpp_2m(num_inference_steps={})",
+}
 BOUNDARIES = ("L:12,S:4,L:4", "L:10,S:6,L:4", "L:8,S:8,L:4", "L:8,S:10,L:2", "L:8,S:12", "L:5,S:15")
 
 
 def single_techniques() -> dict[str, list[Configuration]]:
     """By the name that the plot gives it."""
-    found = {
-        name: [Configuration("LLL", (f"{solver}(num_inference_steps={num})",)) for num in STEPS]
-        for name, solver in SOLVERS.items()
-    }
+    found = {name: [Configuration("LLL", (solver.format(num),)) for num in STEPS] for name, solver in SOLVERS.items()}
     found |= {name: [Configuration("LLL", (text,)) for text in texts] for name, texts in CACHES.items()}
     found["plain LSL"] = [Configuration(schedule) for schedule in BOUNDARIES]
     return found

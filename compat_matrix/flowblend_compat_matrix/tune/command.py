@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ FIRST_PROMPT = 256
 """Tuning takes the pair's prompts from here on, so that none of those that others measure with was tuned on."""
 SEED = 50_000
 """Likewise of the noise."""
+SHIFT_FACTORS = (1.0, 1.5, 2.0, 3.0)
 
 
 def tune(
@@ -95,7 +97,7 @@ def tune(
         task = progress.add_task("tune", total=trials)
         found = search(
             Race(bench),
-            SearchSpace(num_steps, solvers, caches),
+            SearchSpace(num_steps, solvers, caches, _shifts(bench.pipe, usable, solvers[0])),
             trials,
             seed,
             cost.value,
@@ -162,7 +164,16 @@ def open_bench(
     return Bench(load=load, prompts=replace(prompts, batch_size=1), call=call, seed=seed)
 
 
-def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Any:
+def _shifts(pipe: Any, usable: Callable[[str], bool], solver: str) -> tuple[float | None, ...]:
+    """The pipeline's own timestep shift, and larger ones, which put more of fewer steps where there is much noise."""
+    config = pipe.scheduler.config
+    own = config.get("flow_shift", config.get("shift"))
+    if own is None or not usable(f"{solver}(flow_shift={2.0 * own})"):
+        return (None,)
+    return tuple(factor * own for factor in SHIFT_FACTORS)
+
+
+def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Callable[[str], bool]:
     import flowblend_plugins
 
     def is_usable(text: str) -> bool:

@@ -10,7 +10,7 @@ from .race import Configuration
 
 MIN_STEPS = 8
 MAX_RECALLS = 5
-CORRECTIONS = ("none", "corrected", "guided_refresh")
+CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
 CACHED = ("LS", "L", "S")
 CACHES: Mapping[str, tuple[float, float]] = {
     "first_block_cache": (0.05, 0.6),
@@ -38,28 +38,37 @@ class SearchSpace:
         num_steps: of large-only; fewer may be tried.
         solvers: adapters of solvers that the pipeline takes, with ``num_inference_steps``.
         caches: names from :data:`CACHES` that the pipeline takes.
+        shifts: values of ``flow_shift`` for the solvers, the pipeline's own first; only ``None`` where there is none.
     """
 
     num_steps: int
     solvers: tuple[str, ...]
     caches: tuple[str, ...]
+    shifts: tuple[float | None, ...] = (None,)
 
     def suggest(self, trial: Suggest) -> Configuration:
         """One stack. Parameters are fractions of the steps, so that they mean the same at any number of them."""
         num_steps = trial.suggest_int("num_steps", min(MIN_STEPS, self.num_steps), self.num_steps)
         adapters = []
         solver = trial.suggest_categorical("solver", self.solvers)
-        if num_steps != self.num_steps or solver != self.solvers[0]:
-            adapters.append(f"{solver}(num_inference_steps={num_steps})")
+        shift = trial.suggest_categorical("shift", self.shifts)
+        is_own = shift == self.shifts[0]
+        if num_steps != self.num_steps or solver != self.solvers[0] or not is_own:
+            shifted = "" if is_own else f", flow_shift={shift}"
+            adapters.append(f"{solver}(num_inference_steps={num_steps}{shifted})")
         early = max(1, round(trial.suggest_float("early", 0.05, 0.6, step=0.05) * num_steps))
         late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
         correction = trial.suggest_categorical("correction", CORRECTIONS)
-        recalls = 0 if correction == "guided_refresh" else trial.suggest_int("recalls", 0, MAX_RECALLS)
+        recalls = trial.suggest_int("recalls", 0, MAX_RECALLS) if correction in ("none", "corrected") else 0
         schedule = schedule_text(num_steps, early, late, recalls)
         if correction == "corrected":
             adapters.append(f"corrected(damping={trial.suggest_float('damping', 0.0, 1.5, step=0.25)})")
         elif correction == "guided_refresh":
             adapters.append(f"guided_refresh(threshold={trial.suggest_float('refresh', 0.05, 0.6, step=0.05):.2f})")
+        elif correction == "forecast":
+            recall_every = trial.suggest_int("recall_every", 2, 6)
+            trend = trial.suggest_float("trend", 0.0, 1.5, step=0.25)
+            adapters.append(f"forecast(recall_every={recall_every}, trend={trend})")
         cache = trial.suggest_categorical("cache", ("none", *self.caches))
         if cache != "none":
             low, high = CACHES[cache]
@@ -69,9 +78,9 @@ class SearchSpace:
         return Configuration(schedule, tuple(adapters))
 
     def first_guesses(self) -> list[dict[str, Any]]:
-        """Worth trying before anything is known: blending, corrected, recalled, with fewer steps, with a cache."""
+        """Worth trying before anything is known: blending, forecast, corrected, recalled, fewer steps, with a cache."""
         plain = {
-            "num_steps": self.num_steps, "solver": self.solvers[0], "early": 0.4, "late": 0.2,
+            "num_steps": self.num_steps, "solver": self.solvers[0], "shift": self.shifts[0], "early": 0.4, "late": 0.2,
             "correction": "none", "recalls": 0, "cache": "none",
         }  # fmt: skip
         recalled = plain | {"correction": "corrected", "damping": 0.5, "late": 0.0, "early": 0.3, "recalls": 4}
@@ -79,8 +88,11 @@ class SearchSpace:
             recalled | {"cache": name, f"{name}_threshold": CACHES[name][0] + 0.05, "cached": "LS"}
             for name in self.caches
         ]
+        forecast = plain | {"correction": "forecast", "recall_every": 3, "trend": 1.0, "late": 0.0, "early": 0.3}
         return [
             plain,
+            forecast,
+            forecast | {"num_steps": max(MIN_STEPS, round(0.7 * self.num_steps)), "shift": self.shifts[-1]},
             plain | {"correction": "corrected", "damping": 1.0},
             recalled,
             recalled | {"num_steps": max(MIN_STEPS, round(0.8 * self.num_steps))},

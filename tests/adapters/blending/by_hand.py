@@ -83,3 +83,18 @@ def refreshed(threshold: float) -> Any:
         return small + hand.level(index) / hand.level(last) * residual
 
     return answer
+
+
+def forecast(recall_every: int, trend: float) -> Any:
+    def answer(hand: ByHand, index: int, branch: str, kwargs: dict[str, Any]) -> torch.Tensor:
+        last, _, velocity = hand.kept[branch][-1]
+        if index - last == recall_every:
+            answered = hand.large(**kwargs)[0]
+            hand.kept[branch].append((index, kwargs, answered))
+            return answered
+        before, _, earlier = hand.kept[branch][-2]
+        passed = (hand.level(index) - hand.level(last)) / (hand.level(last) - hand.level(before))
+        weight = trend * (1.0 - hand.level(index) / hand.level(0)) ** 2
+        return velocity + weight * passed * (velocity - earlier)
+
+    return answer

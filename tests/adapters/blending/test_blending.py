@@ -9,7 +9,7 @@ import torch
 
 import flowblend_plugins as fb
 from flowblend_plugins.testing import AdapterContract, generate, tiny_wan_denoiser, tiny_wan_pipeline
-from tests.adapters.blending.by_hand import ByHand, corrected, refreshed
+from tests.adapters.blending.by_hand import ByHand, corrected, forecast, refreshed
 from tests.exactness.oracles import wan_by_hand
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION
 
@@ -65,6 +65,27 @@ class TestGuidedRefresh(BlendingContract):
         assert {"compute", "predict"} == set(middle), "choose a threshold that the test can see"
 
 
+class TestForecast(BlendingContract):
+    spec = "forecast(recall_every=3, trend=0.8)"
+    wrong_specs = (
+        "forecast(recall_every=-1)",
+        "forecast(trend=-0.1)",
+        "forecast(trend=1e999)",
+        "forecast(recall_every=1.5)",
+    )
+    answer = staticmethod(forecast(3, 0.8))
+
+    def test_small_steps_cost_nothing_and_some_are_recalled(self) -> None:
+        pipe = self.make_pipeline()
+        with self.enabled(pipe, "LSL") as blend:
+            generate(pipe, **STEPS)
+            counted = blend.trace.flops()
+        assert blend.trace.last is not None
+        calls = [call for call in blend.trace.last.calls if call.step.branch == "cond"]
+        assert [call.outcome for call in calls[4:8]] == ["predict", "predict", "compute", "predict"]
+        assert counted.full_fraction_of_large == pytest.approx(0.7)
+
+
 class TestBranchRouting(AdapterContract):
     spec = "branch_routing(first_step=2)"
     wrong_specs = ("branch_routing(first_step=-1)", "branch_routing(refresh_every=-2)", "branch_routing(branch='cond')")
@@ -99,6 +120,7 @@ def latents(schedule: str, *adapters: str, family: str = "wan", **changes: Any) 
 def test_where_no_small_step_follows_a_large_one_nothing_changes(family: str, schedule: str) -> None:
     plain = latents(schedule, family=family)
     assert torch.equal(latents(schedule, "corrected", family=family), plain)
+    assert torch.equal(latents(schedule, "forecast", family=family), plain)
     assert torch.equal(latents(schedule, "guided_refresh(threshold=0.0)", family=family), plain)
 
 
@@ -111,6 +133,7 @@ def test_the_ends_of_every_option_are_what_they_must_be(family: str) -> None:
     assert torch.equal(latents("LSL", "guided_refresh(threshold=1e999, strength=0)", family=family), plain)
     large = latents("LLL", family=family)
     assert torch.equal(latents("LSL", "guided_refresh(threshold=0)", family=family), large), "recalled at every step"
+    assert torch.equal(latents("LSL", "forecast(recall_every=1)", family=family), large), "likewise"
 
 
 def test_correcting_each_branch_is_correcting_after_guidance() -> None:
@@ -196,6 +219,7 @@ def test_extra_forwards_are_seen_and_paid_for() -> None:
     [
         (["corrected", "guided_refresh(threshold=1)"], "both take over the denoiser's answer"),
         (["corrected", "distilled_small"], "guided already"),
+        (["forecast", "guided_refresh(threshold=1)"], "both take over the denoiser's answer"),
         (["branch_routing", "distilled_small"], "guided already"),
     ],
 )
@@ -219,6 +243,7 @@ def test_verdicts_before_anything_runs() -> None:
     pipe, small = tiny_wan_pipeline(), tiny_wan_denoiser()
     for adapter, schedule, said in (
         ("corrected", "SLL", "S after L"),
+        ("forecast", "SLL", "S after L"),
         ("guided_refresh(threshold=1)", "LLL", "S after L"),
         ("branch_routing", "SSS", "denoiser L alone"),
     ):
