@@ -1,4 +1,4 @@
-"""What correction, guided refresh and branch routing gain on the embedded pair: ``docs/blending_measured.md``.
+"""What correction, guided refresh, forecasts and branch routing gain: ``docs/blending_measured.md``.
 
 ``python -m flowblend_compat_matrix.blending_study [--prompts N] [--threads N] [--out FILE]``
 
@@ -25,6 +25,8 @@ from .reference.behaviour_page import NUM_WORLD_VIDEOS
 from .reference.classifier import AttributeClassifier
 from .reference.pair import WEIGHTS, ReferencePair, evaluation_captions, held_out_videos, load_classifier, load_pair
 from .reference.world import Caption
+from .velocity_predictors import compare_predictors
+from .velocity_predictors import to_markdown as predictors_to_markdown
 
 NUM_PROMPTS = 32
 EARLY_STEPS = 6
@@ -41,6 +43,16 @@ CORRECTIONS = (
 CORRECTED_SCHEDULES = ("L:8,S:8,L:4", "L:8,S:12", "L:4,S:12,L:4")
 REFRESH_THRESHOLDS = (0.1, 0.2, 0.3)
 TEACACHE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+FORECASTS = (
+    ("L:8,S:8,L:4", "forecast(recall_every=0)"),
+    ("L:8,S:12", "forecast(recall_every=0)"),
+    *(
+        (f"L:{early},S:{STEPS - early}", f"forecast(recall_every={every}, trend={trend})")
+        for early, every in ((6, 2), (8, 3), (6, 3), (5, 4))
+        for trend in (0.0, 1.0)
+    ),
+)
+NUM_MORE_PROMPTS = 16
 BRANCHES = (
     ("branch_routing(first_step=8)",),
     ("branch_routing(first_step=8)", "corrected"),
@@ -123,6 +135,12 @@ def placements(study: Study) -> Iterator[Row]:
         yield min(tried, key=lambda row: abs(row.num_large_steps - found.num_large_steps))
 
 
+def forecasts(study: Study) -> Iterator[Row]:
+    """No denoiser in the small steps but where the large one is recalled."""
+    for schedule, adapter in FORECASTS:
+        yield study.measure(schedule, adapter)
+
+
 def branches(study: Study) -> Iterator[Row]:
     """The small denoiser for the unconditional branch of large-only."""
     for stack in BRANCHES:
@@ -143,8 +161,8 @@ def evenly(num_steps: int, early: int, num_large: int) -> str:
     return ",".join(f"{letter}:{num}" for letter, num in runs)
 
 
-def to_markdown(sections: Mapping[str, Sequence[Row]], num_prompts: int) -> str:
-    """The page: a table for each section."""
+def to_markdown(sections: Mapping[str, Sequence[Row]], num_prompts: int, more: Sequence[str] = ()) -> str:
+    """The page: a table for each section, and ``more`` lines."""
     lines = [
         "# Blending: what was measured",
         "",
@@ -171,12 +189,13 @@ def to_markdown(sections: Mapping[str, Sequence[Row]], num_prompts: int) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *more])
 
 
 SECTIONS = {
     "Correction": corrections,
     "Where the large denoiser is called again": placements,
+    "Forecast": forecasts,
     "The small denoiser for the unconditional branch": branches,
 }
 
@@ -189,14 +208,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/blending_measured.md"), help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    study = Study(load_pair(), load_classifier(WEIGHTS / "classifier"), arguments.prompts)
+    pair = load_pair()
+    study = Study(pair, load_classifier(WEIGHTS / "classifier"), arguments.prompts)
     sections: dict[str, list[Row]] = {}
     for title, make in SECTIONS.items():
         sections[title] = []
         for row in make(study):
             sections[title].append(row)
             print(f"{row.schedule} {' + '.join(row.adapters)}: {row.psnr_db:.1f} dB, FLOPs {row.flops_fraction:.3f}")
-    arguments.out.write_text(to_markdown(sections, arguments.prompts))
+    captions = evaluation_captions(arguments.prompts + NUM_MORE_PROMPTS)[arguments.prompts :]
+    guesses = predictors_to_markdown(compare_predictors(pair, captions), NUM_MORE_PROMPTS)
+    arguments.out.write_text(to_markdown(sections, arguments.prompts, guesses))
 
 
 if __name__ == "__main__":
