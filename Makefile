@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check bench matrix paper-table train-reference train-reference-distilled behaviour-card clean
+.PHONY: help install demo test check bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -33,6 +33,9 @@ bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call an
 
 matrix: $(INSTALLED)  ## every adapter and pair of adapters on every schedule, both embedded pairs: out/matrix; resumes
 	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --cell-timeout 120 --resume --out out/matrix
+
+bench-frontier: $(INSTALLED)  ## tuned stacks against every single technique at equal fidelity: out/frontier (20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m flowblend_compat_matrix.frontier --out out/frontier
 
 paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)
 	$(BIN)/python -m flowblend_compat_matrix.paper_table

@@ -128,6 +128,6 @@ SD_1_5_BK_SDM = PairPreset(
         "BK-SDM's authors replace the UNet of Stable Diffusion v1.4 alone and keep its text encoder and image decoder "
         "(github.com/Nota-NetsPresso/BK-SDM, README.md); 4 latent channels, text width 768."
     ),
-    caveats=("BK-SDM was distilled from v1.4; v1.5 is v1.2 trained longer, in the same latents.",),
+    caveats=("BK-SDM was distilled from v1.4; v1.5 began from v1.2 (its model card), in the same latents.",),
     example_prompts=("A golden vase with different flowers.",),
 )

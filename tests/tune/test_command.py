@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flowblend_compat_matrix.tune.record import read_configurations
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.testing import generate, tiny_wan_denoiser, tiny_wan_pipeline
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 WRITTEN = {"schedule": "L:2,S:2,L:1", "adapters": ["corrected(damping=0.5)"], "pair": "reference"}
 
 
@@ -114,6 +116,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         fb.read_configuration(path)
     with pytest.raises(FlowBlendError, match="no result of `flowblend tune`"):
         read_configurations(path)
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DOCS.parent)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "tuning.md").read_text(), re.M | re.S)
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == json.loads((DOCS / "tuned" / "flops.json").read_text())["schedule"]
 
 
 def test_the_frontier_is_measured_drawn_and_told(tmp_path: Path, tuned: Callable[..., Path]) -> None:
