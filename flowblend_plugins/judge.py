@@ -99,11 +99,10 @@ def _on_this_pipeline(name: str, traits: AdapterTraits, setting: StackSetting) -
         yield _refused(
             f"{name!r} runs on {_listed(traits.pipeline_classes)}, and this is a {pipeline}", f"Leave out {name!r}."
         )
-    if traits.needs_branches_apart and setting.branches_called_apart is False:
-        yield _refused(
-            f"{name!r} tells guidance branches apart, and {pipeline} calls the denoiser once for both",
-            f"Leave out {name!r}.",
-        )
+    if traits.needs_branches_apart and not setting.branches_called_apart:
+        is_known = setting.branches_called_apart is not None
+        found = "calls the denoiser once for both" if is_known else "does not say which call is which"
+        yield _refused(f"{name!r} tells guidance branches apart, and {pipeline} {found}", f"Leave out {name!r}.")
     elif traits.needs_branches_apart and setting.guidance is False:
         found = f"{name!r} changes one guidance branch, and guidance is off"
         yield Reason(Composition.INERT, found, f"Leave out {name!r}.", name)

@@ -87,7 +87,8 @@ class StackSetting:
         denoiser_order: letters of those that it calls, in the order of its stages; empty where that is not known.
         reentry: ``"recompute"`` or ``"keep"``.
         guidance: whether classifier-free guidance is on.
-        branches_called_apart: whether the guidance branches are two calls, not one batched call.
+        branches_called_apart: whether the guidance branches are two calls, not one batched call; ``None`` where the
+            pipeline does not name them.
         num_inference_steps: steps of the generation.
     """
 

@@ -94,6 +94,18 @@ def num_threads_each(num_workers: int, num_cpus: int | None, is_tiny: bool, aske
     return max(1, (num_cpus or 1) // num_workers) if num_workers > 1 else None
 
 
+def take_turns(num_workers: int, num_threads: int, num_cpus: int | None, share_accelerator: bool) -> bool:
+    """Whether workers of one machine time one after the other: where none has cores or an accelerator to itself.
+
+    Args:
+        num_workers: of the machine.
+        num_threads: of each.
+        num_cpus: cores of the machine.
+        share_accelerator: all of them compute on one accelerator.
+    """
+    return num_workers > 1 and (share_accelerator or num_workers * num_threads > (num_cpus or 1))
+
+
 def shown_prompts(num_cells: int, most: int = 4) -> int:
     """Prompts whose videos are kept: fewer where there are many cells, for the report is one file."""
     return most if num_cells <= 60 else 2 if num_cells <= 200 else 1

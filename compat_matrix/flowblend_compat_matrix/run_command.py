@@ -33,7 +33,16 @@ from . import run_options as options
 from .cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
 from .config_file import ConfigOption
 from .gate import DEFAULT, conclude
-from .planning import all_stacks, check_depth, combinations, families_of, left_out, shown_prompts, suggested_stacks
+from .planning import (
+    all_stacks,
+    check_depth,
+    combinations,
+    families_of,
+    left_out,
+    shown_prompts,
+    suggested_stacks,
+    take_turns,
+)
 from .verdicts import QualityBudget
 
 
@@ -122,6 +131,8 @@ def run(
     for stack in stacks:
         make_adapters(manager, stack)  # a wrong name or option is told before anything is loaded
 
+    import torch
+
     from .environment import describe_environment
     from .executors import make_executor
     from .orders import RunSettings, order_batches
@@ -155,16 +166,20 @@ def run(
     foreseen = known_outcomes(manager, orders, expectations)
     chosen = make_executor(executor.value, workers, ray_address)
     ctx.call_on_close(chosen.close)
+    threads = chosen.cores_each or num_threads(chosen.num_workers, orders)
+    is_shared = chosen.cores_each is None and take_turns(
+        chosen.num_workers, threads or torch.get_num_threads(), os.cpu_count(), torch.cuda.is_available()
+    )
     settings = RunSettings(
         pairs=tuple(orders),
         num_repeats=num_repeats,
         budget=budget,
         is_sharing=sharing,
         runs_refused=run_refused,
-        num_threads=chosen.cores_each or num_threads(chosen.num_workers, orders),
+        num_threads=threads,
         cell_timeout_s=cell_timeout,
         memory_limit_mb=memory_limit,
-        timing_lock=f"flowblend-{os.getpid()}.lock" if chosen.num_workers > 1 else None,
+        timing_lock=f"flowblend-{os.getpid()}.lock" if is_shared else None,
         num_shown=shown_prompts(num_cells),
     )
     prepare_output_folder(out)

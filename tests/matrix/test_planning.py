@@ -13,7 +13,14 @@ import pytest
 from flowblend_compat_matrix.cells import plan_cells
 from flowblend_compat_matrix.folder import write_matrix
 from flowblend_compat_matrix.orders import PairOrder, RunSettings, order_batches
-from flowblend_compat_matrix.planning import all_stacks, check_depth, combinations, left_out, num_threads_each
+from flowblend_compat_matrix.planning import (
+    all_stacks,
+    check_depth,
+    combinations,
+    left_out,
+    num_threads_each,
+    take_turns,
+)
 from flowblend_compat_matrix.results import CellResult, Matrix, PairRecord, RunRecord
 from flowblend_compat_matrix.resume import resume, unfinished
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
@@ -152,6 +159,16 @@ def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
     assert [cell.id for cell in results.cells] == ["LLL"]
     assert results.run.pairs[0].pipeline == "WanPipeline"
     assert [[cell.id for cell in batch.cells] for batch in unfinished(batches, results)] == [["LSL"]]
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_threads", "shares", "turns"),
+    [(1, 4, True, False), (2, 1, False, False), (2, 2, False, True), (3, 1, False, True), (2, 1, True, True)],
+)
+def test_workers_with_cores_of_their_own_time_when_they_like(
+    num_workers: int, num_threads: int, shares: bool, turns: bool
+) -> None:
+    assert take_turns(num_workers, num_threads, 2, shares) is turns
 
 
 def test_batches_hold_whole_stacks_in_their_order() -> None:

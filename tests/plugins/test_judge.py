@@ -156,7 +156,10 @@ def test_what_needs_one_denoiser_after_another_is_inert_without(order: str, is_i
 
 def test_what_tells_branches_apart_needs_them_apart_and_guidance_on() -> None:
     routing = AdapterTraits(family=Family.BLENDING, needs_branches_apart=True, wraps="route")
-    assert verdict(routing, branches_called_apart=False).composition is Composition.REFUSED
+    assert "once for both" in str(verdict(routing, branches_called_apart=False).reasons[0])
+    assert "which call is which" in str(verdict(routing, branches_called_apart=None).reasons[0])
+    for apart in (False, None):
+        assert verdict(routing, branches_called_apart=apart).composition is Composition.REFUSED
     assert verdict(routing, branches_called_apart=True, guidance=False).composition is Composition.INERT
     assert verdict(routing, branches_called_apart=True, guidance=True).composition is Composition.COMPOSES
 
