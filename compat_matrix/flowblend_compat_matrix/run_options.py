@@ -15,9 +15,9 @@ from .gate import FailOn
 
 DEFAULT_PAIR = "reference"
 MANY_CELLS = 200
-DEFAULT_PROMPTS = (8, 4)
+DEFAULT_PROMPTS = (8, 3)
 DEFAULT_REPEATS = (3, 2)
-STACKS_TOGETHER = (1, 4)
+STACKS_TOGETHER = (1, 8)
 """Of a few cells, and of more than ``MANY_CELLS``."""
 
 
