@@ -37,7 +37,7 @@ def to_markdown(measured: Measured, about: Mapping[str, Any]) -> str:
         "all products. What this pair cannot tell: [The reference pair](reference_pair.md). How the stacks were found: "
         "[Tuning](tuning.md).",
         "",
-        "![Speed against PSNR, alignment and Frechet distance](images/frontier.png)",
+        "![Speed against PSNR, alignment and Frechet distance](frontier.png)",
         "",
         "## At equal fidelity",
         "",

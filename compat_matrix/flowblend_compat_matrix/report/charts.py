@@ -121,6 +121,10 @@ class Marked(NamedTuple):
     cell: int | None = None
 
 
+OFF_FRONT = ("broken", "inert")
+"""Verdicts that beat nobody: an inert cell is its control again, faster by no more than the noise."""
+
+
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those points that no other reaches in both coordinates (larger is better), by falling first coordinate."""
     front: list[tuple[float, float]] = []
@@ -158,7 +162,7 @@ def scatter(marked: Sequence[Marked], budget: float | None) -> Scatter:
         y = to_y(fidelity, y_low, y_high, plot_top, plot_bottom) if is_finite else chart.band_y
         return ratio_to_x(speed, x_low, x_high), y
 
-    best = pareto_front((one.speedup, one.fidelity) for one in marked if one.kind != "broken")
+    best = pareto_front((one.speedup, one.fidelity) for one in marked if one.kind not in OFF_FRONT)
     for one in marked:
         x, y = place(one.speedup, one.fidelity)
         low, high = (ratio_to_x(value, x_low, x_high) for value in one.speedup_range)

@@ -12,7 +12,7 @@ from typing import Any
 from flowblend_plugins.errors import FlowBlendError
 
 from ..results import CellResult, Matrix
-from .charts import pareto_front
+from .charts import OFF_FRONT, pareto_front
 
 _MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 
@@ -108,8 +108,8 @@ def _cells_by_relevance(matrix: Matrix) -> list[CellResult]:
 
 
 def on_front(cells: list[CellResult]) -> list[CellResult]:
-    """Cells that no other one beats in speed and fidelity at once, by rising speed; broken ones beat nobody."""
-    points = [(speed_and_fidelity(cell), cell) for cell in cells if cell.observed != "broken"]
+    """Cells that no other one beats in speed and fidelity at once, by rising speed; `OFF_FRONT` beat nobody."""
+    points = [(speed_and_fidelity(cell), cell) for cell in cells if cell.observed not in OFF_FRONT]
     known = [(point, cell) for point, cell in points if point is not None]
     best = set(pareto_front(point for point, _ in known))
     first = {point: cell for point, cell in reversed(known) if point in best}
