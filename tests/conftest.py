@@ -76,3 +76,13 @@ def flowblend(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def small_run(saved_pair: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a run that takes a fraction of a second."""
+    return [
+        *("run", "--large", str(saved_pair / "large"), "--small", str(saved_pair / "small")),
+        *("--prompt", "a red circle", "--height", "32", "--width", "32", "--num-frames", "9", "--steps", "5"),
+        *("--out", str(tmp_path / "out")),
+    ]

@@ -26,13 +26,3 @@ def changed_pair(saved_pair: Path, tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
-
-
-@pytest.fixture
-def small_run(saved_pair: Path, tmp_path: Path) -> list[str]:
-    """Arguments of a run that takes a fraction of a second."""
-    return [
-        *("run", "--large", str(saved_pair / "large"), "--small", str(saved_pair / "small")),
-        *("--prompt", "a red circle", "--height", "32", "--width", "32", "--num-frames", "9", "--steps", "5"),
-        *("--out", str(tmp_path / "out")),
-    ]

@@ -20,12 +20,12 @@ def test_large_steps_are_spread_over_what_is_left(num_large: int, letters: str) 
 
 
 def test_a_row_is_measured_on_the_embedded_pair() -> None:
-    study = Study(load_pair(), load_classifier(WEIGHTS / "classifier"), 1)
+    study = Study(load_pair(), load_classifier(WEIGHTS / "classifier"), 2)
     plain, corrected = study.measure("L:8,S:8,L:4"), study.measure("L:8,S:8,L:4", "corrected")
     assert plain.num_large_steps == corrected.num_large_steps == 12
     assert plain.flops_fraction < corrected.flops_fraction < plain.flops_fraction + 0.01, "one small step more"
     assert corrected.psnr_db > plain.psnr_db
-    page = to_markdown({"Correction": [plain, corrected]}, 1)
+    page = to_markdown({"Correction": [plain, corrected]}, 2)
     assert f"| `L:8,S:8,L:4` | `corrected` | 12.0 | {corrected.flops_fraction:.3f} |" in page
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_compat_matrix.frontier.advantage import advantages, levels, usual_ratio
-from flowblend_compat_matrix.tune.front import Budget, choose, pareto_front
+from flowblend_compat_matrix.tune.front import Budget, best_fronts, choose, pareto_front
 from flowblend_compat_matrix.tune.race import Configuration, Point
 from flowblend_plugins.errors import FlowBlendError, UsageError
 
@@ -48,6 +48,16 @@ def test_a_front_is_what_no_point_beats(pairs: list[tuple[float, float]]) -> Non
         )
     }
     assert front == unbeaten
+
+
+def test_finalists_are_the_front_and_then_the_next_one(point: Make) -> None:
+    slow, middle, fast = point(1.1, 40), point(1.5, 35), point(2.0, 30)
+    next_slow, next_fast, last = point(1.1, 39), point(2.0, 29), point(1.0, 9)
+    everything = [last, next_slow, middle, next_fast, slow, fast]
+    assert best_fronts(everything, 2) == [slow, fast], "the ends of a front that is too long"
+    assert best_fronts(everything, 3) == [slow, middle, fast]
+    assert best_fronts(everything, 5) == [slow, middle, fast, next_slow, next_fast]
+    assert best_fronts(everything, 9) == [slow, middle, fast, next_slow, next_fast, last]
 
 
 def test_the_cheapest_stack_within_the_budget_is_chosen(point: Make) -> None:

@@ -15,11 +15,15 @@ from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 
-SPACE = SearchSpace(10, ("unipc", "dpmpp_2m"), ("first_block_cache",), (1.0, 2.0))
+OWN, SHIFTED, OTHER = (
+    "unipc(num_inference_steps={})",
+    "unipc(num_inference_steps={}, flow_shift=2.0)",
+    "dpmpp_2m(num_inference_steps={})",
+)
+SPACE = SearchSpace(10, (OWN, SHIFTED, OTHER), ("first_block_cache",))
 PLAIN = {
     "num_steps": 10,
-    "solver": "unipc",
-    "shift": 1.0,
+    "sampler": OWN,
     "early": 0.4,
     "late": 0.2,
     "correction": "none",
@@ -53,8 +57,8 @@ def test_a_schedule_covers_the_steps(early: int, late: int, recalls: int, text: 
     [
         ({"cache": "none"}, ()),
         ({"cache": "none", "num_steps": 8}, ("unipc(num_inference_steps=8)",)),
-        ({"cache": "none", "solver": "dpmpp_2m"}, ("dpmpp_2m(num_inference_steps=10)",)),
-        ({"cache": "none", "shift": 2.0}, ("unipc(num_inference_steps=10, flow_shift=2.0)",)),
+        ({"cache": "none", "sampler": OTHER}, ("dpmpp_2m(num_inference_steps=10)",)),
+        ({"cache": "none", "sampler": SHIFTED}, ("unipc(num_inference_steps=10, flow_shift=2.0)",)),
         ({"cache": "none", "correction": "corrected", "damping": 0.5}, ("corrected(damping=0.5)",)),
         (
             {"cache": "none", "correction": "forecast", "recall_every": 3, "trend": 0.5},
@@ -74,7 +78,7 @@ def test_parameters_become_adapters_that_exist(changes: dict[str, object], adapt
 
 
 def test_first_guesses_are_within_the_space() -> None:
-    space = SearchSpace(20, ("unipc",), tuple(CACHES))
+    space = SearchSpace(20, (OWN, SHIFTED), tuple(CACHES))
     found = [space.suggest(FixedTrial(guess)) for guess in space.first_guesses()]
     assert found[0] == Configuration("L:8,S:8,L:4")
     assert len(set(found)) == len(found)

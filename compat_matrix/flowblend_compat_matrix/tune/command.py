@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ FIRST_PROMPT = 256
 """Tuning takes the pair's prompts from here on, so that none of those that others measure with was tuned on."""
 SEED = 50_000
 """Likewise of the noise."""
-SHIFT_FACTORS = (1.0, 1.5, 2.0, 3.0)
+SHIFT_FACTORS = (1.5, 2.0, 3.0)
 
 
 def tune(
@@ -88,16 +88,16 @@ def tune(
     if num_steps is None:
         raise UsageError("tune: the pair does not say how many steps it takes. Name a registered --pair.")
     usable = _usable(manager, bench.pipe, bench.small)
-    solvers = tuple(name for name in ("unipc", "dpmpp_2m") if usable(f"{name}(num_inference_steps={num_steps})"))
+    samplers = tuple(text for text in _samplers(bench.pipe, pair) if usable(text.format(num_steps)))
     caches = tuple(name for name in CACHES if usable(f"{name}(threshold=0.1)"))
-    if not solvers:
+    if not samplers:
         raise UsageError(f"tune: {type(bench.pipe).__name__} takes none of the solvers that are searched.")
     console = Console(stderr=True)
     with Progress(console=console, disable=as_json) as progress:
         task = progress.add_task("tune", total=trials)
         found = search(
             Race(bench),
-            SearchSpace(num_steps, solvers, caches, _shifts(bench.pipe, usable, solvers[0])),
+            SearchSpace(num_steps, samplers, caches),
             trials,
             seed,
             cost.value,
@@ -164,13 +164,16 @@ def open_bench(
     return Bench(load=load, prompts=replace(prompts, batch_size=1), call=call, seed=seed)
 
 
-def _shifts(pipe: Any, usable: Callable[[str], bool], solver: str) -> tuple[float | None, ...]:
-    """The pipeline's own timestep shift, and larger ones, which put more of fewer steps where there is much noise."""
+def _samplers(pipe: Any, pair: str) -> Iterator[str]:
+    """Solvers at the pipeline's own spacing of steps, at larger timestep shifts, and with those selected for the pair.
+
+    Fewer steps are better spent where there is much noise, which is what a larger shift does.
+    """
     config = pipe.scheduler.config
-    own = config.get("flow_shift", config.get("shift"))
-    if own is None or not usable(f"{solver}(flow_shift={2.0 * own})"):
-        return (None,)
-    return tuple(factor * own for factor in SHIFT_FACTORS)
+    shift = config.get("flow_shift", config.get("shift"))
+    shifts = [] if shift is None else [f", flow_shift={factor * shift}" for factor in SHIFT_FACTORS]
+    for options in ("", *shifts, f", timesteps={pair!r}"):
+        yield from (f"{solver}(num_inference_steps={{}}{options})" for solver in ("unipc", "dpmpp_2m"))
 
 
 def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Callable[[str], bool]:

@@ -56,6 +56,19 @@ def pareto_front(points: Iterable[Point], cost: Cost = "time") -> list[Point]:
     return front[::-1]
 
 
+def best_fronts(points: Iterable[Point], most: int, cost: Cost = "time") -> list[Point]:
+    """The Pareto front, then the front of what is left, and so on: so many points, the last front's evenly over it."""
+    left, found = list(points), list[Point]()
+    while left and len(found) < most:
+        front = pareto_front(left, cost)
+        left = [one for one in left if one not in front]
+        room = most - len(found)
+        if len(front) > room:
+            front = [front[round(place * (len(front) - 1) / max(1, room - 1))] for place in range(room)]
+        found += front
+    return found
+
+
 def choose(points: Sequence[Point], large: Point, budget: Budget, cost: Cost = "time") -> Point:
     """The cheapest point within the budget.
 

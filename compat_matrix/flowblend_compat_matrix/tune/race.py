@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +24,7 @@ from ..cells import CellSpec
 from ..metrics import psnr_db
 
 LARGE_RUNS = 3
+LARGE_TIMES_KEPT = 5
 Cost = Literal["time", "flops"]
 
 
@@ -98,6 +100,7 @@ class Race:
         self.refused: dict[Configuration, str] = {}
         self._report = report
         self._wanted: dict[int, Videos] = {}
+        self._large_ms: deque[float] = deque(maxlen=LARGE_TIMES_KEPT)
 
     def run(self, configurations: Iterable[Configuration], numbers: Sequence[int]) -> list[Point]:
         """Points of those stacks that are not refused, in their order.
@@ -116,7 +119,9 @@ class Race:
         return [self._point(lane) for lane in lanes if lane.configuration not in self.refused]
 
     def try_one(self, configuration: Configuration, numbers: Sequence[int], give_up_below_db: float) -> Point | None:
-        """One stack against one run of large-only, whose videos are kept: cheap, for a search; ``None`` if refused.
+        """One stack against large-only, whose videos are kept: cheap, for a search; ``None`` if refused.
+
+        Large-only runs once, for its time; the median of its last few is what the stack's are compared with.
 
         Args:
             configuration: the stack.
@@ -124,7 +129,8 @@ class Race:
                 ``give_up_below_db``.
         """
         lane = _Lane(configuration)
-        _, large_ms = self.bench.make_one(None, numbers[0])
+        self._large_ms.append(self.bench.make_one(None, numbers[0])[1])
+        large_ms = statistics.median(self._large_ms)
         for number in numbers:
             if number not in self._wanted:
                 self._wanted[number] = self.bench.make_one(None, number)[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowblend_plugins.errors import UsageError
 
-from .front import pareto_front
+from .front import best_fronts, pareto_front
 from .race import Configuration, Cost, Point, Race
 from .space import SearchSpace
 
@@ -39,7 +39,7 @@ def search(
     num_trials: int,
     seed: int,
     cost: Cost = "time",
-    num_finalists: int = 16,
+    num_finalists: int = 24,
     prompts_per_trial: int = 3,
     report: Callable[[int, str], None] = lambda done, text: None,
 ) -> Found:
@@ -51,7 +51,8 @@ def search(
         num_trials: stacks to try; what was tried already is not run twice.
         seed: of the sampler. Times are of the machine, so by time a search repeats itself only as far as they do.
         cost: what is saved.
-        num_finalists: at most so many are measured again.
+        num_finalists: at most so many are measured again: the front, then what only the front beats, and so on, since a
+            trial's own figures are too few to tell neighbours apart.
         prompts_per_trial: that a trial sees, unless its first video rules it out.
         report: told how many trials are done, and what the last one gave.
 
@@ -77,17 +78,10 @@ def search(
             study.tell(trial, [point.gain(cost), point.psnr_db])
             report(done, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
     measured = [point for point in known.values() if point is not None]
-    finalists = _spread(pareto_front(measured, cost), num_finalists)
+    finalists = best_fronts(measured, num_finalists, cost)
     again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
     assert race.large is not None
     return Found(pareto_front(again, cost), race.large, len(measured), dict(race.refused))
-
-
-def _spread(front: list[Point], most: int) -> list[Point]:
-    """At most so many points of a front, evenly over it, its ends among them."""
-    if len(front) <= most:
-        return front
-    return [front[round(number * (len(front) - 1) / (most - 1))] for number in range(most)]
 
 
 def _import_optuna() -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from .race import Configuration
 
-MIN_STEPS = 8
+MIN_STEPS = 6
 MAX_RECALLS = 5
 CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
 CACHED = ("LS", "L", "S")
@@ -36,26 +36,22 @@ class SearchSpace:
 
     Attributes:
         num_steps: of large-only; fewer may be tried.
-        solvers: adapters of solvers that the pipeline takes, with ``num_inference_steps``.
+        samplers: solvers that the pipeline takes, each at one spacing of its steps, as the text of an adapter with
+            ``{}`` for the number of steps; the first stands for the pipeline's own.
         caches: names from :data:`CACHES` that the pipeline takes.
-        shifts: values of ``flow_shift`` for the solvers, the pipeline's own first; only ``None`` where there is none.
     """
 
     num_steps: int
-    solvers: tuple[str, ...]
+    samplers: tuple[str, ...]
     caches: tuple[str, ...]
-    shifts: tuple[float | None, ...] = (None,)
 
     def suggest(self, trial: Suggest) -> Configuration:
         """One stack. Parameters are fractions of the steps, so that they mean the same at any number of them."""
         num_steps = trial.suggest_int("num_steps", min(MIN_STEPS, self.num_steps), self.num_steps)
         adapters = []
-        solver = trial.suggest_categorical("solver", self.solvers)
-        shift = trial.suggest_categorical("shift", self.shifts)
-        is_own = shift == self.shifts[0]
-        if num_steps != self.num_steps or solver != self.solvers[0] or not is_own:
-            shifted = "" if is_own else f", flow_shift={shift}"
-            adapters.append(f"{solver}(num_inference_steps={num_steps}{shifted})")
+        sampler = trial.suggest_categorical("sampler", self.samplers)
+        if num_steps != self.num_steps or sampler != self.samplers[0]:
+            adapters.append(sampler.format(num_steps))
         early = max(1, round(trial.suggest_float("early", 0.05, 0.6, step=0.05) * num_steps))
         late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
         correction = trial.suggest_categorical("correction", CORRECTIONS)
@@ -80,9 +76,10 @@ class SearchSpace:
     def first_guesses(self) -> list[dict[str, Any]]:
         """Worth trying before anything is known: blending, forecast, corrected, recalled, fewer steps, with a cache."""
         plain = {
-            "num_steps": self.num_steps, "solver": self.solvers[0], "shift": self.shifts[0], "early": 0.4, "late": 0.2,
-            "correction": "none", "recalls": 0, "cache": "none",
+            "num_steps": self.num_steps, "sampler": self.samplers[0], "early": 0.4, "late": 0.2, "correction": "none",
+            "recalls": 0, "cache": "none",
         }  # fmt: skip
+        fewer = max(MIN_STEPS, round(0.7 * self.num_steps))
         recalled = plain | {"correction": "corrected", "damping": 0.5, "late": 0.0, "early": 0.3, "recalls": 4}
         cached = [
             recalled | {"cache": name, f"{name}_threshold": CACHES[name][0] + 0.05, "cached": "LS"}
@@ -92,10 +89,12 @@ class SearchSpace:
         return [
             plain,
             forecast,
-            forecast | {"num_steps": max(MIN_STEPS, round(0.7 * self.num_steps)), "shift": self.shifts[-1]},
+            forecast | {"early": 0.25, "recall_every": 4},
+            forecast | {"early": 0.2},
+            *(forecast | {"num_steps": fewer, "sampler": sampler} for sampler in self.samplers[1:]),
             plain | {"correction": "corrected", "damping": 1.0},
             recalled,
-            recalled | {"num_steps": max(MIN_STEPS, round(0.8 * self.num_steps))},
+            recalled | {"num_steps": fewer},
             plain | {"correction": "guided_refresh", "refresh": 0.2, "late": 0.0, "early": 0.3},
             *cached,
         ]
