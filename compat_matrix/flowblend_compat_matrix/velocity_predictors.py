@@ -22,23 +22,30 @@ GAPS = (1, 2, 3)
 GUIDANCE_SCALE = CALL_DEFAULTS["guidance_scale"]
 FIRST_STEP = 6
 """Of those that are guessed: earlier ones are the large denoiser's in every schedule worth having."""
+EARLY_STEPS = range(2, FIRST_STEP)
+"""On which the guesses are looked at apart, one step after, to see whether that is so."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Of one prompt: noise levels, and the velocities after guidance at every step, flattened."""
+    """Of one prompt: noise levels, and the velocities after guidance at every step, flattened.
+
+    ``conditional`` is the large denoiser's velocity before guidance, of the branch that saw the prompt.
+    """
 
     levels: list[float]
     large: list[torch.Tensor]
+    conditional: list[torch.Tensor]
     small: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A predictor's mean relative error by gap; ``share`` is what was fitted, where something was."""
+    """A predictor's mean relative error by gap, and early at gap 1; ``share`` is what was fitted, where it was."""
 
     name: str
     errors: tuple[float, ...]
+    early_error: float
     share: float | None = None
 
 
@@ -62,7 +69,8 @@ def record(pair: ReferencePair, captions: Sequence[Caption], first_seed: int) ->
             tuple(uncond + GUIDANCE_SCALE * (cond - uncond) for cond, uncond in zip(*both, strict=True))
             for both in zip(seen[::2], seen[1::2], strict=True)
         ]
-        found.append(Trajectory(levels, [one[0] for one in guided], [one[1] for one in guided]))
+        conditional = [cond[0] for cond in seen[::2]]
+        found.append(Trajectory(levels, [one[0] for one in guided], conditional, [one[1] for one in guided]))
     return found
 
 
@@ -80,6 +88,9 @@ def compare_predictors(pair: ReferencePair, captions: Sequence[Caption], first_s
         weight = (1.0 - one.levels[i] / one.levels[0]) ** 2
         return one.large[k] + weight * passed * (one.large[k] - one.large[k - 1])
 
+    def conditional(one: Trajectory, i: int, k: int) -> torch.Tensor:
+        return one.conditional[i] + one.large[k] - one.conditional[k]
+
     def corrected(one: Trajectory, i: int, k: int) -> torch.Tensor:
         return one.small[i] + one.large[k] - one.small[k]
 
@@ -92,18 +103,24 @@ def compare_predictors(pair: ReferencePair, captions: Sequence[Caption], first_s
         "the large one's last": last,
         "the large one's last, and the best share of the small one's change": shared,
         "the large one's last two, continued as `forecast` does": line,
+        "the large one's for the prompt, now, and its last guidance (half a large step)": conditional,
     }
     return [
-        Guess(name, tuple(_error(guess, tested_on, gap) for gap in GAPS), share if guess is shared else None)
+        Guess(
+            name,
+            tuple(_error(guess, tested_on, gap, range(FIRST_STEP, STEPS)) for gap in GAPS),
+            _error(guess, tested_on, 1, EARLY_STEPS),
+            share if guess is shared else None,
+        )
         for name, guess in guesses.items()
     ]
 
 
-def _error(guess: Callable[[Trajectory, int, int], torch.Tensor], ones: Sequence[Trajectory], gap: int) -> float:
+def _error(
+    guess: Callable[[Trajectory, int, int], torch.Tensor], ones: Sequence[Trajectory], gap: int, steps: range
+) -> float:
     errors = [
-        float((guess(one, i, i - gap) - one.large[i]).norm() / one.large[i].norm())
-        for one in ones
-        for i in range(FIRST_STEP, STEPS)
+        float((guess(one, i, i - gap) - one.large[i]).norm() / one.large[i].norm()) for one in ones for i in steps
     ]
     return statistics.fmean(errors)
 
@@ -128,12 +145,13 @@ def to_markdown(guesses: Sequence[Guess], num_prompts: int) -> list[str]:
         "",
         f"On large-only's own trajectories ({num_prompts} more prompts, half to fit on, half to test on), steps "
         f"{FIRST_STEP + 1} to {STEPS}, after guidance: the error of a guess over the velocity, both l2, 1, 2 and 3 "
-        "steps after the large denoiser last answered.",
+        "steps after the large denoiser last answered. The last column is of steps "
+        f"{EARLY_STEPS[0] + 1} to {EARLY_STEPS[-1] + 1}.",
         "",
-        f"| guess | {' | '.join(f'+{gap}' for gap in GAPS)} |",
-        "|---|" + "---|" * len(GAPS),
+        f"| guess | {' | '.join(f'+{gap}' for gap in GAPS)} | early, +1 |",
+        "|---|" + "---|" * (len(GAPS) + 1),
     ]
     for guess in guesses:
         name = guess.name if guess.share is None else f"{guess.name} ({guess.share:.2f})"
-        lines.append(f"| {name} | {' | '.join(f'{error:.3f}' for error in guess.errors)} |")
+        lines.append(f"| {name} | {' | '.join(f'{error:.3f}' for error in (*guess.errors, guess.early_error))} |")
     return [*lines, ""]

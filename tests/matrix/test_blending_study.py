@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flowblend_compat_matrix.blending_study import SECTIONS, Row, Study, evenly, to_markdown
+from flowblend_compat_matrix.reference import evaluation_captions
 from flowblend_compat_matrix.reference.pair import WEIGHTS, load_classifier, load_pair
+from flowblend_compat_matrix.velocity_predictors import compare_predictors
+from flowblend_compat_matrix.velocity_predictors import to_markdown as to_section
 from flowblend_plugins import StageSchedule
 
 
@@ -27,6 +30,19 @@ def test_a_row_is_measured_on_the_embedded_pair() -> None:
     assert corrected.psnr_db > plain.psnr_db
     page = to_markdown({"Correction": [plain, corrected]}, 2)
     assert f"| `L:8,S:8,L:4` | `corrected` | 12.0 | {corrected.flops_fraction:.3f} |" in page
+
+
+def test_guesses_are_compared_with_what_the_large_denoiser_said() -> None:
+    guesses = {one.name: one for one in compare_predictors(load_pair(), evaluation_captions(2))}
+    last = guesses["the large one's last"]
+    assert 0 < last.errors[0] < last.errors[1] < last.errors[2] < last.early_error, "early steps cannot be foretold"
+    shared = guesses["the large one's last, and the best share of the small one's change"]
+    assert shared.share is not None
+    assert 0 < shared.share < 1
+    assert guesses["the small denoiser's own"].errors == pytest.approx(
+        [guesses["the small denoiser's own"].errors[0]] * 3
+    )
+    assert "| the large one's last |" in "\n".join(to_section(list(guesses.values()), 2))
 
 
 def test_rows_of_the_page_can_be_told_apart() -> None:
