@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,21 +22,31 @@ GAPS = (1, 2, 3)
 GUIDANCE_SCALE = CALL_DEFAULTS["guidance_scale"]
 FIRST_STEP = 6
 """Of those that are guessed: earlier ones are the large denoiser's in every schedule worth having."""
+LATE_STEPS = range(FIRST_STEP, STEPS)
 EARLY_STEPS = range(2, FIRST_STEP)
 """On which the guesses are looked at apart, one step after, to see whether that is so."""
 
 
+class Branches(NamedTuple):
+    """Of one step."""
+
+    large_cond: torch.Tensor
+    large_uncond: torch.Tensor
+    small_cond: torch.Tensor
+    small_uncond: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Trajectory:
-    """Of one prompt: noise levels, and the velocities after guidance at every step, flattened.
+    """Of one prompt: noise levels, and the velocities at every step, flattened.
 
-    ``conditional`` is the large denoiser's velocity before guidance, of the branch that saw the prompt.
+    ``large`` and ``small`` are after guidance; ``branches`` are before it: both denoisers' for the prompt and without.
     """
 
     levels: list[float]
     large: list[torch.Tensor]
-    conditional: list[torch.Tensor]
     small: list[torch.Tensor]
+    branches: list[Branches]
 
 
 @dataclass(frozen=True)
@@ -52,25 +62,25 @@ class Guess:
 def record(pair: ReferencePair, captions: Sequence[Caption], first_seed: int) -> list[Trajectory]:
     """Large-only's trajectories with the small denoiser in the shadow."""
     found = []
-    large = pair.pipeline.transformer
+    denoiser = pair.pipeline.transformer
     for number, caption in enumerate(captions):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def compare(module: Any, args: Any, kwargs: Any, output: Any, seen: Any = seen) -> None:
             seen.append((output[0].flatten(), pair.small(*args, **kwargs)[0].flatten()))
 
-        handle = large.register_forward_hook(compare, with_kwargs=True)
+        handle = denoiser.register_forward_hook(compare, with_kwargs=True)
         try:
             generate(pair, [caption], seed=first_seed + number)
         finally:
             handle.remove()
         levels = pair.pipeline.scheduler.sigmas.tolist()
-        guided = [
-            tuple(uncond + GUIDANCE_SCALE * (cond - uncond) for cond, uncond in zip(*both, strict=True))
-            for both in zip(seen[::2], seen[1::2], strict=True)
+        branches = [
+            Branches(cond[0], uncond[0], cond[1], uncond[1]) for cond, uncond in zip(seen[::2], seen[1::2], strict=True)
         ]
-        conditional = [cond[0] for cond in seen[::2]]
-        found.append(Trajectory(levels, [one[0] for one in guided], conditional, [one[1] for one in guided]))
+        large = [_guided(one.large_cond, one.large_uncond) for one in branches]
+        small = [_guided(one.small_cond, one.small_uncond) for one in branches]
+        found.append(Trajectory(levels, large, small, branches))
     return found
 
 
@@ -89,13 +99,18 @@ def compare_predictors(pair: ReferencePair, captions: Sequence[Caption], first_s
         return one.large[k] + weight * passed * (one.large[k] - one.large[k - 1])
 
     def conditional(one: Trajectory, i: int, k: int) -> torch.Tensor:
-        return one.conditional[i] + one.large[k] - one.conditional[k]
+        return one.large[k] + one.branches[i].large_cond - one.branches[k].large_cond
 
     def corrected(one: Trajectory, i: int, k: int) -> torch.Tensor:
         return one.small[i] + one.large[k] - one.small[k]
 
     def shared(one: Trajectory, i: int, k: int) -> torch.Tensor:
         return one.large[k] + share * (one.small[i] - one.small[k])
+
+    combinations = {(i, gap): _best_combination(fitted_on, i, i - gap) for gap in GAPS for i in _steps(gap)}
+
+    def combined(one: Trajectory, i: int, k: int) -> torch.Tensor:
+        return combinations[i, i - k] @ _known(one, i, k)
 
     guesses: dict[str, Callable[[Trajectory, int, int], torch.Tensor]] = {
         "the small denoiser's own": lambda one, i, k: one.small[i],
@@ -104,11 +119,12 @@ def compare_predictors(pair: ReferencePair, captions: Sequence[Caption], first_s
         "the large one's last, and the best share of the small one's change": shared,
         "the large one's last two, continued as `forecast` does": line,
         "the large one's for the prompt, now, and its last guidance (half a large step)": conditional,
+        "the best combination of all of them but that, branch by branch, fitted to every step": combined,
     }
     return [
         Guess(
             name,
-            tuple(_error(guess, tested_on, gap, range(FIRST_STEP, STEPS)) for gap in GAPS),
+            tuple(_error(guess, tested_on, gap, LATE_STEPS) for gap in GAPS),
             _error(guess, tested_on, 1, EARLY_STEPS),
             share if guess is shared else None,
         )
@@ -130,12 +146,34 @@ def _best_share(ones: Sequence[Trajectory]) -> float:
     above = below = 0.0
     for one in ones:
         for gap in GAPS:
-            for i in range(FIRST_STEP, STEPS):
+            for i in LATE_STEPS:
                 wanted, change = one.large[i] - one.large[i - gap], one.small[i] - one.small[i - gap]
                 weight = float(one.large[i].square().sum())
                 above += float(wanted @ change) / weight
                 below += float(change @ change) / weight
     return above / below
+
+
+def _known(one: Trajectory, i: int, k: int) -> torch.Tensor:
+    """Known at step ``i`` if the large denoiser answered last at ``k``, each branch by itself: ``[8, N]``."""
+    now, last, before = one.branches[i], one.branches[k], one.branches[k - 1]
+    large = (last.large_cond, last.large_uncond, before.large_cond, before.large_uncond)
+    return torch.stack((*large, now.small_cond, now.small_uncond, last.small_cond, last.small_uncond))
+
+
+def _best_combination(ones: Sequence[Trajectory], i: int, k: int) -> torch.Tensor:
+    """Least squares over the trajectories, each weighing alike, for one step and one gap: ``[8]``."""
+    known = torch.cat([_known(one, i, k) / one.large[i].norm() for one in ones], dim=1).double()
+    wanted = torch.cat([one.large[i] / one.large[i].norm() for one in ones]).double()
+    return torch.linalg.lstsq(known.T, wanted[:, None]).solution[:, 0].float()
+
+
+def _steps(gap: int) -> Sequence[int]:
+    return (*EARLY_STEPS, *LATE_STEPS) if gap == 1 else LATE_STEPS
+
+
+def _guided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+    return uncond + GUIDANCE_SCALE * (cond - uncond)
 
 
 def to_markdown(guesses: Sequence[Guess], num_prompts: int) -> list[str]:

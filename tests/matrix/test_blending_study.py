@@ -42,6 +42,8 @@ def test_guesses_are_compared_with_what_the_large_denoiser_said() -> None:
     assert guesses["the small denoiser's own"].errors == pytest.approx(
         [guesses["the small denoiser's own"].errors[0]] * 3
     )
+    (combined,) = (one for name, one in guesses.items() if "best combination" in name)
+    assert combined.early_error < last.early_error
     assert "| the large one's last |" in "\n".join(to_section(list(guesses.values()), 2))
 
 

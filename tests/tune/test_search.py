@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from random import Random
 
 import pytest
 from optuna.trial import FixedTrial
@@ -10,7 +11,7 @@ from optuna.trial import FixedTrial
 from flowblend_compat_matrix.bench import Bench
 from flowblend_compat_matrix.tune.race import Configuration, Race
 from flowblend_compat_matrix.tune.search import Found, search
-from flowblend_compat_matrix.tune.space import CACHES, SearchSpace, schedule_text
+from flowblend_compat_matrix.tune.space import CACHES, SearchSpace, letters_of, neighbour, schedule_text
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
@@ -32,24 +33,35 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(
-    ("early", "late", "recalls", "text"),
+    ("changes", "letters"),
     [
-        (4, 2, 0, "L:4,S:4,L:2"),
-        (4, 0, 0, "L:4,S:6"),
-        (4, 0, 1, "L:4,S:3,L:1,S:2"),
-        (2, 2, 5, "L:3,S:1,L:1,S:1,L:2,S:1,L:1"),
-        (8, 2, 3, "L:10"),
-        (9, 4, 0, "L:10"),
+        ({}, "LLLLSSSSLL"),
+        ({"late": 0.0}, "LLLLSSSSSS"),
+        ({"late": 0.0, "recalls": 1}, "LLLLSSSLSS"),
+        ({"early": 0.6, "late": 0.3, "recalls": 4}, "LLLLLLLLLL"),
+        ({"correction": "forecast", "recall_every": 3, "trend": 1.0, "late": 0.0, "early": 0.2}, "LLSSLSSLSS"),
     ],
 )
-def test_a_schedule_covers_the_steps(early: int, late: int, recalls: int, text: str) -> None:
-    found = schedule_text(10, early, late, recalls)
-    letters = [one.denoiser for one in StageSchedule.parse(found).assignments(10)]
-    assert len(letters) == 10
-    if early + late < 10:
-        assert letters.count("L") == early + late + recalls
-    if recalls < 5:
-        assert found == text
+def test_a_schedule_covers_the_steps(changes: dict[str, object], letters: str) -> None:
+    schedule = SPACE.suggest(FixedTrial(PLAIN | {"cache": "none"} | changes)).schedule
+    assert letters_of(schedule) == letters
+    assert schedule_text(letters) == schedule
+    assert [one.denoiser for one in StageSchedule.parse(schedule).assignments(10)] == list(letters)
+
+
+def test_a_neighbour_has_one_large_step_elsewhere_or_one_more_or_less() -> None:
+    start, choice = Configuration("L:4,S:4,L:2", ("corrected",)), Random(0)
+    found = [one for _ in range(200) if (one := neighbour(start, choice)) is not None]
+    differences = []
+    for one in found:
+        letters = letters_of(one.schedule)
+        assert one.adapters == start.adapters
+        assert letters[0] == "L"
+        changed = [index for index in range(10) if letters[index] != "LLLLSSSSLL"[index]]
+        differences.append((len(changed), letters.count("L") - 6))
+    assert set(differences) == {(2, 0), (1, 1), (1, -1)}
+    assert len(set(found)) > 20
+    assert {neighbour(Configuration("L:1"), choice) for _ in range(9)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +74,7 @@ def test_a_schedule_covers_the_steps(early: int, late: int, recalls: int, text: 
         ({"cache": "none", "correction": "corrected", "damping": 0.5}, ("corrected(damping=0.5)",)),
         (
             {"cache": "none", "correction": "forecast", "recall_every": 3, "trend": 0.5},
-            ("forecast(recall_every=3, trend=0.5)",),
+            ("forecast(recall_every=0, trend=0.5)",),
         ),
         ({"cache": "none", "correction": "guided_refresh", "refresh": 0.2}, ("guided_refresh(threshold=0.20)",)),
         (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Protocol
 
 from .race import Configuration
 
 MIN_STEPS = 6
 MAX_RECALLS = 5
+NEAR_STEPS = 2
+"""A large step that is moved goes no further than that as a rule."""
 CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
 CACHED = ("LS", "L", "S")
 CACHES: Mapping[str, tuple[float, float]] = {
@@ -56,22 +60,26 @@ class SearchSpace:
         late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
         correction = trial.suggest_categorical("correction", CORRECTIONS)
         recalls = trial.suggest_int("recalls", 0, MAX_RECALLS) if correction in ("none", "corrected") else 0
-        schedule = schedule_text(num_steps, early, late, recalls)
+        between = num_steps - early - late
+        places = {(number + 1) * between // (recalls + 1) for number in range(recalls)}
         if correction == "corrected":
             adapters.append(f"corrected(damping={trial.suggest_float('damping', 0.0, 1.5, step=0.25)})")
         elif correction == "guided_refresh":
             adapters.append(f"guided_refresh(threshold={trial.suggest_float('refresh', 0.05, 0.6, step=0.05):.2f})")
         elif correction == "forecast":
             recall_every = trial.suggest_int("recall_every", 2, 6)
+            places = set(range(recall_every - 1, between, recall_every))
             trend = trial.suggest_float("trend", 0.0, 1.5, step=0.25)
-            adapters.append(f"forecast(recall_every={recall_every}, trend={trend})")
+            adapters.append(f"forecast(recall_every=0, trend={trend})")
         cache = trial.suggest_categorical("cache", ("none", *self.caches))
         if cache != "none":
             low, high = CACHES[cache]
             threshold = trial.suggest_float(f"{cache}_threshold", low, high, step=0.025)
             cached = trial.suggest_categorical("cached", CACHED)
             adapters.append(f"{cache}(threshold={threshold:.3f}, denoisers={cached!r})")
-        return Configuration(schedule, tuple(adapters))
+        middle = "".join("L" if index in places else "S" for index in range(between))
+        letters = "L" * early + middle + "L" * late
+        return Configuration(schedule_text(letters[:num_steps]), tuple(adapters))
 
     def first_guesses(self) -> list[dict[str, Any]]:
         """Worth trying before anything is known: blending, forecast, corrected, recalled, fewer steps, with a cache."""
@@ -100,18 +108,33 @@ class SearchSpace:
         ]
 
 
-def schedule_text(num_steps: int, early: int, late: int, recalls: int) -> str:
-    """Runs of a schedule: an early and a late stage, and single large steps evenly between them."""
-    between = num_steps - early - late
-    if between <= 0:
-        return f"L:{num_steps}"
-    places = {(number + 1) * between // (recalls + 1) for number in range(recalls)}
-    middle = "".join("L" if index in places else "S" for index in range(between))
-    letters = "L" * early + middle + "L" * late
-    runs: list[tuple[str, int]] = []
-    for letter in letters:
-        if runs and runs[-1][0] == letter:
-            runs[-1] = (letter, runs[-1][1] + 1)
-        else:
-            runs.append((letter, 1))
-    return ",".join(f"{letter}:{num}" for letter, num in runs)
+def schedule_text(letters: str) -> str:
+    """The schedule with these denoisers, one letter a step."""
+    return ",".join(f"{letter}:{len(list(run))}" for letter, run in itertools.groupby(letters))
+
+
+def letters_of(schedule: str) -> str:
+    """The denoiser of every step of a schedule that :func:`schedule_text` wrote."""
+    return "".join(run[0] * int(run[2:]) for run in schedule.split(","))
+
+
+def neighbour(configuration: Configuration, choice: Random) -> Configuration | None:
+    """The stack with one large step moved, more often to near than far, or given to the small denoiser, or one more.
+
+    The first step stays as it is. ``None`` where the schedule leaves nothing to move.
+    """
+    letters = list(letters_of(configuration.schedule))
+    large = [index for index in range(1, len(letters)) if letters[index] == "L"]
+    small = [index for index in range(1, len(letters)) if letters[index] == "S"]
+    kind = choice.choice(("move", "move", "move", "drop", "add"))
+    if (kind != "add" and not large) or (kind != "drop" and not small):
+        return None
+    if kind == "add":
+        letters[choice.choice(small)] = "L"
+        return replace(configuration, schedule=schedule_text("".join(letters)))
+    index = choice.choice(large)
+    letters[index] = "S"
+    if kind == "move":
+        near = [other for other in small if abs(other - index) <= NEAR_STEPS]
+        letters[choice.choice(near if near and choice.random() < 0.7 else small)] = "L"
+    return replace(configuration, schedule=schedule_text("".join(letters)))
