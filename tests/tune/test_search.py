@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from random import Random
 
 import pytest
 from optuna.trial import FixedTrial
 
 from flowblend_compat_matrix.bench import Bench
-from flowblend_compat_matrix.tune.race import Configuration, Race
-from flowblend_compat_matrix.tune.search import Found, search
+from flowblend_compat_matrix.tune.front import pareto_front
+from flowblend_compat_matrix.tune.race import Configuration, Point, Race
+from flowblend_compat_matrix.tune.search import Found, Walk, search
 from flowblend_compat_matrix.tune.space import CACHES, SearchSpace, letters_of, neighbour, schedule_text
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import UsageError
@@ -109,6 +111,32 @@ def test_by_flops_the_same_seed_finds_the_same(bench: Bench) -> None:
     costs = [one.flops_fraction for one in first.front]
     assert costs == sorted(costs, reverse=True)
     assert first.large.psnr_db == 99.0
+
+
+class PencilAndPaper:
+    """Measures what can be said beforehand: a large step gains 5 dB, and a tenth for every place it stands later."""
+
+    def __init__(self, point: Callable[..., Point]) -> None:
+        self.point, self.tried = point, list[str]()
+
+    def try_one(self, configuration: Configuration, numbers: range, give_up_below_db: float) -> Point:
+        letters = letters_of(configuration.schedule)
+        places = [index for index, letter in enumerate(letters) if letter == "L"]
+        self.tried.append(letters)
+        return self.point(10.0 / len(places), 5.0 * len(places) + 0.1 * sum(places), configuration.schedule)
+
+
+def test_the_walk_moves_steps_where_they_gain_and_stays_near_the_budget(point: Callable[..., Point]) -> None:
+    race = PencilAndPaper(point)
+    front = [race.try_one(Configuration(f"L:{num},S:{12 - num}"), range(1), 0.0) for num in range(2, 9)]
+    race.tried.clear()
+    walk = Walk(race, "time", range(1), min_psnr_db=22.0)  # type: ignore[arg-type]
+    found = walk.go(front, Random(0), range(300), lambda done, text: None)
+    best = {letters_of(one.configuration.schedule).count("L"): one for one in pareto_front(found)}
+    assert letters_of(best[4].configuration.schedule) == "LSSSSSSSSLLL", "the first step stays"
+    assert len(race.tried) == len(set(race.tried)) == len(found)
+    assert {letters.count("L") for letters in race.tried[len(front) :]} <= {2, 3, 4, 5, 6, 7}, "19 to 30 dB, one apart"
+    assert letters_of(best[8].configuration.schedule) == "LLLLLLLLSSSS", "too faithful for this budget to be bothered"
 
 
 def test_a_point_is_what_the_stack_gives_by_itself(bench: Bench) -> None:

@@ -101,8 +101,8 @@ def tune(
             trials,
             seed,
             cost.value,
+            min_psnr,
             prompts_per_trial=min(3, len(bench.prompts.texts)),
-            prompts_per_move=min(6, len(bench.prompts.texts)),
             report=lambda done, text: progress.update(task, completed=done, description=text[-60:]),
         )
     chosen = choose(found.front, found.large, budget, cost.value)

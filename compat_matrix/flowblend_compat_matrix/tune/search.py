@@ -1,7 +1,7 @@
 """The search itself: optuna's multi-objective TPE over cost and fidelity, then single large steps of the best moved.
 
-TPE knows where the early stage ends and how often the large denoiser is recalled. Which steps these should be exactly is
-a choice of many at once that no sampler of parameters makes well, and a walk from the front does.
+TPE knows where the early stage ends and how often the large denoiser is recalled. Which steps these should be exactly
+is a choice of many at once that no sampler of parameters makes well, and a walk from the front does.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .space import SearchSpace, neighbour
 
 MIN_USEFUL_PSNR_DB = 15.0
 """What a first video must reach for a stack to be shown the other prompts: below it no video is the same any more."""
-MAX_USEFUL_PSNR_DB = 45.0
-"""Nobody sees a difference beyond it, so no trial is spent on moving steps there."""
+UNDER_BUDGET_DB, OVER_BUDGET_DB = 3.0, 8.0
+"""So far from the PSNR that is asked for, moving steps is worth a trial: over it too, because a step less may do."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def search(
     num_trials: int,
     seed: int,
     cost: Cost = "time",
+    min_psnr_db: float | None = None,
     num_finalists: int = 24,
     prompts_per_trial: int = 3,
     prompts_per_move: int = 6,
@@ -57,9 +58,10 @@ def search(
     Args:
         race: with the prompts to tune on; a trial sees the first of them, finalists see all.
         space: what may be tried.
-        num_trials: stacks to try, half of them by TPE; what was tried already is not run twice.
+        num_trials: stacks to try, a third of them by TPE; what was tried already is not run twice.
         seed: of the sampler. Times are of the machine, so by time a search repeats itself only as far as they do.
         cost: what is saved.
+        min_psnr_db: the budget, near which the walk stays; ``None`` for anywhere.
         num_finalists: at most so many are measured again: the front, then what only the front beats, and so on, since a
             trial's own figures are too few to tell neighbours apart.
         prompts_per_trial: that a trial of TPE sees, unless its first video rules it out.
@@ -70,7 +72,7 @@ def search(
         UsageError: optuna is not installed.
     """
     optuna = _import_optuna()
-    num_sampled = math.ceil(num_trials / 2)
+    num_sampled = math.ceil(num_trials / 3)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=num_sampled // 4)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for guess in space.first_guesses():
@@ -89,50 +91,47 @@ def search(
             study.tell(trial, [point.gain(cost), point.psnr_db])
             report(done, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
     measured = [point for point in known.values() if point is not None]
-    moved = _moved(race, measured, num_trials - num_sampled, Random(seed), cost, prompts_per_move, report, num_sampled)
+    walk = Walk(race, cost, range(min(prompts_per_move, len(race.bench.prompts.texts))), min_psnr_db)
+    moved = walk.go(pareto_front(measured, cost), Random(seed), range(num_sampled + 1, num_trials + 1), report)
     finalists = best_fronts(moved or measured, num_finalists, cost)
     again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
     assert race.large is not None
-    return Found(
-        pareto_front(again, cost),
-        race.large,
-        len({one.configuration for one in (*measured, *moved)}),
-        dict(race.refused),
-    )
+    num_tried = len({one.configuration for one in (*measured, *moved)})
+    return Found(pareto_front(again, cost), race.large, num_tried, dict(race.refused))
 
 
-def _moved(
-    race: Race,
-    found: list[Point],
-    num_trials: int,
-    choice: Random,
-    cost: Cost,
-    num_prompts: int,
-    report: Callable[[int, str], None],
-    done: int,
-) -> list[Point]:
-    """A walk from the front: one of its stacks has a large step moved, and joins if nothing beats it.
+@dataclass(frozen=True)
+class Walk:
+    """From a front: one of its stacks has a large step moved, and joins if nothing beats it."""
 
-    The front it starts from is measured on the walk's own prompts first, as part of the trials.
-    """
-    numbers = range(min(num_prompts, len(race.bench.prompts.texts)))
-    waiting = [one.configuration for one in pareto_front(found, cost)]
-    known: dict[Configuration, Point | None] = {}
-    for number in range(done + 1, done + num_trials + 1):
-        measured = [point for point in known.values() if point is not None]
-        if waiting:
-            configuration = waiting.pop(0)
-        else:
-            useful = [one for one in pareto_front(measured, cost) if one.psnr_db <= MAX_USEFUL_PSNR_DB]
-            near = neighbour(choice.choice(useful).configuration, choice) if useful else None
-            if near is None:
+    race: Race
+    cost: Cost
+    prompt_numbers: range
+    min_psnr_db: float | None
+
+    def go(self, front: list[Point], choice: Random, trials: range, report: Callable[[int, str], None]) -> list[Point]:
+        """Everything that was measured. The first trials measure the given front on the walk's own prompts."""
+        waiting = [one.configuration for one in front]
+        known: dict[Configuration, Point | None] = {}
+        for number in trials:
+            configuration = waiting.pop(0) if waiting else self._next(known, choice)
+            if configuration is None:
                 continue
-            configuration = near
-        if configuration not in known:
-            known[configuration] = race.try_one(configuration, numbers, MIN_USEFUL_PSNR_DB)
-        if (point := known[configuration]) is not None:
-            report(number, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
-    return [point for point in known.values() if point is not None]
+            if configuration not in known:
+                known[configuration] = self.race.try_one(configuration, self.prompt_numbers, MIN_USEFUL_PSNR_DB)
+            if (point := known[configuration]) is not None:
+                report(number, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
+        return [point for point in known.values() if point is not None]
+
+    def _next(self, known: dict[Configuration, Point | None], choice: Random) -> Configuration | None:
+        front = pareto_front([point for point in known.values() if point is not None], self.cost)
+        parents = [one for one in front if self._is_near_budget(one)] or front
+        return neighbour(choice.choice(parents).configuration, choice) if parents else None
+
+    def _is_near_budget(self, point: Point) -> bool:
+        if self.min_psnr_db is None:
+            return True
+        return -UNDER_BUDGET_DB <= point.psnr_db - self.min_psnr_db <= OVER_BUDGET_DB
 
 
 def _import_optuna() -> Any:
