@@ -74,7 +74,7 @@ def test_run_takes_a_configuration(
 ) -> None:
     result = flowblend(*small_run, "--configuration", tuned(pair=None), "--json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)["schedule"] == "L 1-2, S 3-4, L 5"
+    assert json.loads(result.out)["schedule"] == "L:2,S:2,L:1"
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class TestExplicitSigmas(AdapterContract):
         "unipc(sigmas=(0.9, 0.5), flow_shift=3.0)",
         "unipc(sigmas=(0.9, 0.5), timesteps='reference')",
         "unipc(timesteps='reference')",
-        "unipc(timesteps='reference', num_inference_steps=7)",
+        "unipc(timesteps='reference', num_inference_steps=23)",
         "unipc(timesteps='nowhere.json', num_inference_steps=8)",
     )
     call = NO_STEPS
