@@ -43,13 +43,23 @@ CORRECTIONS = (
 CORRECTED_SCHEDULES = ("L:8,S:8,L:4", "L:8,S:12", "L:4,S:12,L:4")
 REFRESH_THRESHOLDS = (0.1, 0.2, 0.3)
 TEACACHE_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+WAYS_TO_FORECAST = ("trend=0.0", "trend=1.0", "moments='reference'")
 FORECASTS = (
-    ("L:8,S:8,L:4", "forecast(recall_every=0)"),
-    ("L:8,S:12", "forecast(recall_every=0)"),
     *(
-        (f"L:{early},S:{STEPS - early}", f"forecast(recall_every={every}, trend={trend})")
+        (f"L:{early},S:{STEPS - early}", f"forecast(recall_every={every}, {way})")
         for early, every in ((6, 2), (8, 3), (6, 3), (5, 4))
-        for trend in (0.0, 1.0)
+        for way in WAYS_TO_FORECAST
+    ),
+    *(
+        (schedule, f"forecast(recall_every=0, {way})")
+        for schedule in (
+            "L:8,S:8,L:4",
+            "L:4,S:1,L:1,S:2,L:1,S:2,L:1,S:5,L:1,S:2",
+            "L:4,S:2,L:1,S:2,L:1,S:6,L:1,S:3",
+            "L:4,S:2,L:1,S:4,L:1,S:8",
+            "L:3,S:2,L:1,S:4,L:1,S:9",
+        )
+        for way in WAYS_TO_FORECAST
     ),
 )
 NUM_MORE_PROMPTS = 16

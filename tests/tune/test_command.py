@@ -38,6 +38,13 @@ def test_a_budget_is_needed(flowblend: Callable[..., Any], tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_moments_of_another_denoiser_are_refused(flowblend: Callable[..., Any], tmp_path: Path) -> None:
+    options = ("--pair", "reference-unet", "--moments", "reference", "--min-psnr", 20, "--out", tmp_path / "out")
+    result = flowblend("tune", *options)
+    assert result.code == 2
+    assert "flowblend calibrate forecast" in result.error_line
+
+
 def test_the_command_finds_writes_and_draws(flowblend: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--trials", 2, "--prompts", 2, "--cost", "flops", "--out", out)

@@ -23,7 +23,7 @@ OWN, SHIFTED, OTHER = (
     "unipc(num_inference_steps={}, flow_shift=2.0)",
     "dpmpp_2m(num_inference_steps={})",
 )
-SPACE = SearchSpace(10, (OWN, SHIFTED, OTHER), ("first_block_cache",))
+SPACE = SearchSpace(10, (OWN, SHIFTED, OTHER), ("first_block_cache",), moments="reference")
 PLAIN = {
     "num_steps": 10,
     "sampler": OWN,
@@ -42,6 +42,7 @@ PLAIN = {
         ({"late": 0.0, "recalls": 1}, "LLLLSSSLSS"),
         ({"early": 0.6, "late": 0.3, "recalls": 4}, "LLLLLLLLLL"),
         ({"correction": "forecast", "recall_every": 3, "trend": 1.0, "late": 0.0, "early": 0.2}, "LLSSLSSLSS"),
+        ({"correction": "fitted_forecast", "recall_every": 3, "late": 0.0, "early": 0.2}, "LLSSLSSLSS"),
     ],
 )
 def test_a_schedule_covers_the_steps(changes: dict[str, object], letters: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from flowblend_plugins.cli.calibrate_options import calibrate_group
 
+from ..blending.forecast_command import forecast
 from ..step_reduction.timesteps_command import timesteps
 from .mag_calibrate_command import mag_cache
 from .teacache.calibrate_command import teacache
@@ -14,5 +15,5 @@ from .teacache.calibrate_command import teacache
 def add_calibrations(app: typer.Typer) -> None:
     """Add what adapters measure to the core's own calibrations."""
     group = calibrate_group(app)
-    for command in (teacache, mag_cache, timesteps):
+    for command in (teacache, mag_cache, timesteps, forecast):
         group.command()(command)

@@ -12,8 +12,9 @@ from torch import nn
 
 from flowblend_plugins import StackError, Trace, enable
 
+from ..measured_denoiser import config_facts
 from .mag_cache import MagCache, mag_states
-from .mag_ratios import DenoiserRatios, MagRatios, config_facts
+from .mag_ratios import DenoiserRatios, MagRatios
 from .native_cache import denoiser_obstacles, enabled_cache, opens_cache_contexts, restored_hooks
 
 

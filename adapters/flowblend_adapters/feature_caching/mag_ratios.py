@@ -15,6 +15,8 @@ from typing import Any
 
 from flowblend_plugins import AdapterError, StackError
 
+from ..measured_denoiser import differences
+
 TECHNIQUE = "mag_cache"
 _BUILT_IN = Path(__file__).parent / "measured_ratios"
 _BY_HAND = "`flowblend calibrate mag-cache` writes such a file."
@@ -36,11 +38,7 @@ class DenoiserRatios:
 
     def differences(self, denoiser: Any) -> list[str]:
         """In what the calibrated denoiser differs from this one, in words."""
-        if type(denoiser).__name__ != self.class_name:
-            return [f"class {self.class_name}, not {type(denoiser).__name__}"]
-        there = config_facts(denoiser)
-        keys = sorted(self.config.keys() | there.keys())
-        return [f"{k}={self.config.get(k)!r}, not {there.get(k)!r}" for k in keys if self.config.get(k) != there.get(k)]
+        return differences(self.class_name, self.config, denoiser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +113,3 @@ class MagRatios:
             f"'mag_cache' on denoiser {letter}: the ratios are of another denoiser ({told}). Run "
             "`flowblend calibrate mag-cache` on this pair, or leave this denoiser out with denoisers=...."
         )
-
-
-def config_facts(denoiser: Any) -> dict[str, Any]:
-    """The config of a denoiser as JSON gives it back, without what diffusers adds (paths, versions)."""
-    plain = {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
-    return json.loads(json.dumps(plain, default=str))

@@ -11,9 +11,10 @@ import torch
 
 from flowblend_plugins import StackError
 
+from ..measured_denoiser import config_facts
 from .flow_euler import FlowEuler
 from .own_scheduler import watch_steps
-from .selected_timesteps import SelectedTimesteps, denoiser_config
+from .selected_timesteps import SelectedTimesteps
 from .timestep_selection import select_levels
 
 
@@ -56,7 +57,7 @@ def select_timesteps(
     chosen = select_levels(levels, total, num_steps)
     return SelectedTimesteps(
         class_name=type(denoiser).__name__,
-        config=denoiser_config(denoiser),
+        config=config_facts(denoiser),
         num_dense_steps=num_dense_steps,
         num_generations=len(calls),
         guidance_scale=calls[0].get("guidance_scale"),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..measured_denoiser import differences
+
 TECHNIQUE = "timesteps"
 _BUILT_IN = Path(__file__).parent / "selected"
 _BY_HAND = "`flowblend calibrate timesteps` writes such a file"
@@ -93,17 +95,7 @@ class SelectedTimesteps:
 
     def differences(self, denoiser: Any) -> list[str]:
         """In what the denoiser that they were selected on differs from this one, in words."""
-        if type(denoiser).__name__ != self.class_name:
-            return [f"class {self.class_name}, not {type(denoiser).__name__}"]
-        there = denoiser_config(denoiser)
-        keys = sorted(self.config.keys() | there.keys())
-        return [f"{k}={self.config.get(k)!r}, not {there.get(k)!r}" for k in keys if self.config.get(k) != there.get(k)]
-
-
-def denoiser_config(denoiser: Any) -> dict[str, Any]:
-    """A denoiser's config as JSON gives it back, without what diffusers adds (paths, versions)."""
-    plain = {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
-    return json.loads(json.dumps(plain, default=str))
+        return differences(self.class_name, self.config, denoiser)
 
 
 def _read_sigmas(count: str, values: Any) -> tuple[float, ...]:

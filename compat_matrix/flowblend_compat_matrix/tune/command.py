@@ -51,6 +51,14 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Stacks to try.")] = 160,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts that the best stacks are measured on.")] = 8,
     prompt: Annotated[list[str] | None, typer.Option(help="Your own instead; repeat for more.")] = None,
+    moments: Annotated[
+        str | None,
+        typer.Option(
+            "--moments",
+            metavar="FILE",
+            help="Of `flowblend calibrate forecast`, for forecasts that err least.  [default: the pair's, if any]",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tuned.json and tuned.png.")] = Path("out/tune"),
     as_json: JsonOption = False,
@@ -90,6 +98,12 @@ def tune(
     usable = _usable(manager, bench.pipe, bench.small)
     samplers = tuple(text for text in _samplers(bench.pipe, pair) if usable(text.format(num_steps)))
     caches = tuple(name for name in CACHES if usable(f"{name}(threshold=0.1)"))
+    if moments is None:
+        moments = pair if usable(f"forecast(moments={pair!r})") else None
+    elif not usable(f"forecast(moments={moments!r})"):
+        raise UsageError(
+            f"tune: --moments {moments} was not measured on this pair. Run `flowblend calibrate forecast` on it."
+        )
     if not samplers:
         raise UsageError(f"tune: {type(bench.pipe).__name__} takes none of the solvers that are searched.")
     console = Console(stderr=True)
@@ -97,7 +111,7 @@ def tune(
         task = progress.add_task("tune", total=trials)
         found = search(
             Race(bench),
-            SearchSpace(num_steps, samplers, caches),
+            SearchSpace(num_steps, samplers, caches, moments),
             trials,
             seed,
             cost.value,

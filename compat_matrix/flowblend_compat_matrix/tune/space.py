@@ -15,6 +15,7 @@ MAX_RECALLS = 5
 NEAR_STEPS = 2
 """A large step that is moved goes no further than that as a rule."""
 CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
+FITTED = "fitted_forecast"
 CACHED = ("LS", "L", "S")
 CACHES: Mapping[str, tuple[float, float]] = {
     "first_block_cache": (0.05, 0.6),
@@ -43,11 +44,13 @@ class SearchSpace:
         samplers: solvers that the pipeline takes, each at one spacing of its steps, as the text of an adapter with
             ``{}`` for the number of steps; the first stands for the pipeline's own.
         caches: names from :data:`CACHES` that the pipeline takes.
+        moments: of the large denoiser's velocities, as ``forecast`` takes them; ``None`` where there are none.
     """
 
     num_steps: int
     samplers: tuple[str, ...]
     caches: tuple[str, ...]
+    moments: str | None = None
 
     def suggest(self, trial: Suggest) -> Configuration:
         """One stack. Parameters are fractions of the steps, so that they mean the same at any number of them."""
@@ -58,7 +61,8 @@ class SearchSpace:
             adapters.append(sampler.format(num_steps))
         early = max(1, round(trial.suggest_float("early", 0.05, 0.6, step=0.05) * num_steps))
         late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
-        correction = trial.suggest_categorical("correction", CORRECTIONS)
+        corrections = CORRECTIONS if self.moments is None else (*CORRECTIONS, FITTED)
+        correction = trial.suggest_categorical("correction", corrections)
         recalls = trial.suggest_int("recalls", 0, MAX_RECALLS) if correction in ("none", "corrected") else 0
         between = num_steps - early - late
         places = {(number + 1) * between // (recalls + 1) for number in range(recalls)}
@@ -66,11 +70,14 @@ class SearchSpace:
             adapters.append(f"corrected(damping={trial.suggest_float('damping', 0.0, 1.5, step=0.25)})")
         elif correction == "guided_refresh":
             adapters.append(f"guided_refresh(threshold={trial.suggest_float('refresh', 0.05, 0.6, step=0.05):.2f})")
-        elif correction == "forecast":
+        elif correction in ("forecast", FITTED):
             recall_every = trial.suggest_int("recall_every", 2, 6)
             places = set(range(recall_every - 1, between, recall_every))
-            trend = trial.suggest_float("trend", 0.0, 1.5, step=0.25)
-            adapters.append(f"forecast(recall_every=0, trend={trend})")
+            if correction == FITTED:
+                option = f"moments={self.moments!r}"
+            else:
+                option = f"trend={trial.suggest_float('trend', 0.0, 1.5, step=0.25)}"
+            adapters.append(f"forecast(recall_every=0, {option})")
         cache = trial.suggest_categorical("cache", ("none", *self.caches))
         if cache != "none":
             low, high = CACHES[cache]
@@ -94,9 +101,11 @@ class SearchSpace:
             for name in self.caches
         ]
         forecast = plain | {"correction": "forecast", "recall_every": 3, "trend": 1.0, "late": 0.0, "early": 0.3}
+        fitted = [] if self.moments is None else [forecast | {"correction": FITTED, "recall_every": n} for n in (3, 5)]
         return [
             plain,
             forecast,
+            *fitted,
             forecast | {"early": 0.25, "recall_every": 4},
             forecast | {"early": 0.2},
             *(forecast | {"num_steps": fewer, "sampler": sampler} for sampler in self.samplers[1:]),
