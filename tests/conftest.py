@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -20,6 +21,7 @@ from flowblend_plugins.cli import run
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 torch.set_num_threads(1)
+diffusers_logging.get_logger()  # its handler keeps the stderr of this moment, which is to be no single test's
 settings.register_profile(
     "flowblend", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
