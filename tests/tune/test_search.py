@@ -11,9 +11,10 @@ from optuna.trial import FixedTrial
 
 from flowblend_compat_matrix.bench import Bench
 from flowblend_compat_matrix.tune.front import pareto_front
+from flowblend_compat_matrix.tune.moves import neighbour
 from flowblend_compat_matrix.tune.race import Configuration, Point, Race
 from flowblend_compat_matrix.tune.search import Found, Walk, search
-from flowblend_compat_matrix.tune.space import CACHES, SearchSpace, letters_of, neighbour, schedule_text
+from flowblend_compat_matrix.tune.space import CACHES, SearchSpace, letters_of, schedule_text
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
@@ -52,19 +53,32 @@ def test_a_schedule_covers_the_steps(changes: dict[str, object], letters: str) -
     assert [one.denoiser for one in StageSchedule.parse(schedule).assignments(10)] == list(letters)
 
 
-def test_a_neighbour_has_one_large_step_elsewhere_or_one_more_or_less() -> None:
-    start, choice = Configuration("L:4,S:4,L:2", ("corrected",)), Random(0)
-    found = [one for _ in range(200) if (one := neighbour(start, choice)) is not None]
-    differences = []
+def test_a_neighbour_differs_in_one_thing() -> None:
+    start, choice = Configuration("L:4,S:4,L:2", ("forecast(recall_every=0, trend=0.5)",)), Random(0)
+    found = {one for _ in range(400) if (one := neighbour(SPACE, start, choice)) is not None}
+    resteps, resized, solvers, forecasts = set(), set(), set(), set()
     for one in found:
-        letters = letters_of(one.schedule)
-        assert one.adapters == start.adapters
+        letters, sampler, rest = SPACE.taken_apart(one)
+        assert SPACE.put_together(letters, sampler, rest) == one
         assert letters[0] == "L"
-        changed = [index for index in range(10) if letters[index] != "LLLLSSSSLL"[index]]
-        differences.append((len(changed), letters.count("L") - 6))
-    assert set(differences) == {(2, 0), (1, 1), (1, -1)}
-    assert len(set(found)) > 20
-    assert {neighbour(Configuration("L:1"), choice) for _ in range(9)} == {None}
+        if rest != start.adapters:
+            forecasts.add((one.schedule, sampler, *rest))
+        elif sampler != OWN:
+            solvers.add((one.schedule, sampler))
+        elif len(letters) != 10:
+            resized.add((len(letters), letters.count("L"), one.adapters))
+        else:
+            changed = [index for index in range(10) if letters[index] != "LLLLSSSSLL"[index]]
+            resteps.add((len(changed), letters.count("L") - 6))
+    assert resteps == {(2, 0), (1, 1), (1, -1)}
+    assert resized == {(9, 6, ("unipc(num_inference_steps=9)", *start.adapters))}
+    assert solvers == {(start.schedule, SHIFTED), (start.schedule, OTHER)}
+    assert forecasts == {
+        (start.schedule, OWN, text) for text in SPACE.forecasts if text != "forecast(recall_every=0, trend=0.5)"
+    }
+    assert "forecast(recall_every=0, moments='reference')" in SPACE.forecasts
+    longer = {neighbour(SPACE, Configuration("L:8", ("unipc(num_inference_steps=8)",)), choice) for _ in range(999)}
+    assert Configuration("L:8,S:1", ("unipc(num_inference_steps=9)",)) in longer
 
 
 @pytest.mark.parametrize(
@@ -131,7 +145,7 @@ def test_the_walk_moves_steps_where_they_gain_and_stays_near_the_budget(point: C
     race = PencilAndPaper(point)
     front = [race.try_one(Configuration(f"L:{num},S:{12 - num}"), range(1), 0.0) for num in range(2, 9)]
     race.tried.clear()
-    walk = Walk(race, "time", range(1), min_psnr_db=22.0)  # type: ignore[arg-type]
+    walk = Walk(race, SearchSpace(12, (OWN,), ()), "time", range(1), min_psnr_db=22.0)  # type: ignore[arg-type]
     found = walk.go(front, Random(0), range(300), lambda done, text: None)
     best = {letters_of(one.configuration.schedule).count("L"): one for one in pareto_front(found)}
     assert letters_of(best[4].configuration.schedule) == "LSSSSSSSSLLL", "the first step stays"

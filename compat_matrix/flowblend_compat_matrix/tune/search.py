@@ -1,7 +1,8 @@
-"""The search itself: optuna's multi-objective TPE over cost and fidelity, then single large steps of the best moved.
+"""The search itself: optuna's multi-objective TPE over cost and fidelity, then a walk from the best of it.
 
 TPE knows where the early stage ends and how often the large denoiser is recalled. Which steps these should be exactly
-is a choice of many at once that no sampler of parameters makes well, and a walk from the front does.
+is a choice of many at once that no sampler of parameters makes well, and a walk from the front does; a solver or a
+forecast that lost among TPE's few trials has its second chance there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 from flowblend_plugins.errors import UsageError
 
 from .front import best_fronts, pareto_front
+from .moves import neighbour
 from .race import Configuration, Cost, Point, Race
-from .space import SearchSpace, neighbour
+from .space import SearchSpace
 
 MIN_USEFUL_PSNR_DB = 15.0
 """What a first video must reach for a stack to be shown the other prompts: below it no video is the same any more."""
@@ -58,7 +60,7 @@ def search(
     Args:
         race: with the prompts to tune on; a trial sees the first of them, finalists see all.
         space: what may be tried.
-        num_trials: stacks to try, a third of them by TPE; what was tried already is not run twice.
+        num_trials: stacks to try, a quarter of them by TPE; what was tried already is not run twice.
         seed: of the sampler. Times are of the machine, so by time a search repeats itself only as far as they do.
         cost: what is saved.
         min_psnr_db: the budget, near which the walk stays; ``None`` for anywhere.
@@ -72,7 +74,7 @@ def search(
         UsageError: optuna is not installed.
     """
     optuna = _import_optuna()
-    num_sampled = math.ceil(num_trials / 3)
+    num_sampled = math.ceil(num_trials / 4)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=num_sampled // 4)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for guess in space.first_guesses():
@@ -91,7 +93,7 @@ def search(
             study.tell(trial, [point.gain(cost), point.psnr_db])
             report(done, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
     measured = [point for point in known.values() if point is not None]
-    walk = Walk(race, cost, range(min(prompts_per_move, len(race.bench.prompts.texts))), min_psnr_db)
+    walk = Walk(race, space, cost, range(min(prompts_per_move, len(race.bench.prompts.texts))), min_psnr_db)
     moved = walk.go(pareto_front(measured, cost), Random(seed), range(num_sampled + 1, num_trials + 1), report)
     finalists = best_fronts(moved or measured, num_finalists, cost)
     again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
@@ -102,9 +104,10 @@ def search(
 
 @dataclass(frozen=True)
 class Walk:
-    """From a front: one of its stacks has a large step moved, and joins if nothing beats it."""
+    """From a front: one of its stacks is changed in one thing, and joins if nothing beats it."""
 
     race: Race
+    space: SearchSpace
     cost: Cost
     prompt_numbers: range
     min_psnr_db: float | None
@@ -126,7 +129,7 @@ class Walk:
     def _next(self, known: dict[Configuration, Point | None], choice: Random) -> Configuration | None:
         front = pareto_front([point for point in known.values() if point is not None], self.cost)
         parents = [one for one in front if self._is_near_budget(one)] or front
-        return neighbour(choice.choice(parents).configuration, choice) if parents else None
+        return neighbour(self.space, choice.choice(parents).configuration, choice) if parents else None
 
     def _is_near_budget(self, point: Point) -> bool:
         if self.min_psnr_db is None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from random import Random
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .race import Configuration
 
 MIN_STEPS = 6
 MAX_RECALLS = 5
-NEAR_STEPS = 2
-"""A large step that is moved goes no further than that as a rule."""
 CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
 FITTED = "fitted_forecast"
+TRENDS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 CACHED = ("LS", "L", "S")
 CACHES: Mapping[str, tuple[float, float]] = {
     "first_block_cache": (0.05, 0.6),
@@ -57,8 +55,6 @@ class SearchSpace:
         num_steps = trial.suggest_int("num_steps", min(MIN_STEPS, self.num_steps), self.num_steps)
         adapters = []
         sampler = trial.suggest_categorical("sampler", self.samplers)
-        if num_steps != self.num_steps or sampler != self.samplers[0]:
-            adapters.append(sampler.format(num_steps))
         early = max(1, round(trial.suggest_float("early", 0.05, 0.6, step=0.05) * num_steps))
         late = round(trial.suggest_float("late", 0.0, 0.3, step=0.05) * num_steps)
         corrections = CORRECTIONS if self.moments is None else (*CORRECTIONS, FITTED)
@@ -73,11 +69,8 @@ class SearchSpace:
         elif correction in ("forecast", FITTED):
             recall_every = trial.suggest_int("recall_every", 2, 6)
             places = set(range(recall_every - 1, between, recall_every))
-            if correction == FITTED:
-                option = f"moments={self.moments!r}"
-            else:
-                option = f"trend={trial.suggest_float('trend', 0.0, 1.5, step=0.25)}"
-            adapters.append(f"forecast(recall_every=0, {option})")
+            is_fitted = correction == FITTED
+            adapters.append(self._fitted if is_fitted else _line(trial.suggest_categorical("trend", TRENDS)))
         cache = trial.suggest_categorical("cache", ("none", *self.caches))
         if cache != "none":
             low, high = CACHES[cache]
@@ -86,7 +79,30 @@ class SearchSpace:
             adapters.append(f"{cache}(threshold={threshold:.3f}, denoisers={cached!r})")
         middle = "".join("L" if index in places else "S" for index in range(between))
         letters = "L" * early + middle + "L" * late
-        return Configuration(schedule_text(letters[:num_steps]), tuple(adapters))
+        return self.put_together(letters[:num_steps], sampler, tuple(adapters))
+
+    @property
+    def forecasts(self) -> tuple[str, ...]:
+        """Every ``forecast`` that may be tried; the schedule says where the large denoiser is recalled."""
+        lines = tuple(_line(trend) for trend in TRENDS)
+        return lines if self.moments is None else (*lines, self._fitted)
+
+    @property
+    def _fitted(self) -> str:
+        return f"forecast(recall_every=0, moments={self.moments!r})"
+
+    def put_together(self, letters: str, sampler: str, rest: tuple[str, ...]) -> Configuration:
+        """The stack with these denoisers, one letter a step, this one of :attr:`samplers`, and other adapters."""
+        is_own = len(letters) == self.num_steps and sampler == self.samplers[0]
+        solver = () if is_own else (sampler.format(len(letters)),)
+        return Configuration(schedule_text(letters), (*solver, *rest))
+
+    def taken_apart(self, configuration: Configuration) -> tuple[str, str, tuple[str, ...]]:
+        """What :meth:`put_together` makes this stack of."""
+        letters, adapters = letters_of(configuration.schedule), configuration.adapters
+        solvers = {text.format(len(letters)): text for text in self.samplers}
+        sampler = next((solvers[text] for text in adapters if text in solvers), self.samplers[0])
+        return letters, sampler, tuple(text for text in adapters if text not in solvers)
 
     def first_guesses(self) -> list[dict[str, Any]]:
         """Worth trying before anything is known: blending, forecast, corrected, recalled, fewer steps, with a cache."""
@@ -122,28 +138,10 @@ def schedule_text(letters: str) -> str:
     return ",".join(f"{letter}:{len(list(run))}" for letter, run in itertools.groupby(letters))
 
 
+def _line(trend: float) -> str:
+    return f"forecast(recall_every=0, trend={trend})"
+
+
 def letters_of(schedule: str) -> str:
     """The denoiser of every step of a schedule that :func:`schedule_text` wrote."""
     return "".join(run[0] * int(run[2:]) for run in schedule.split(","))
-
-
-def neighbour(configuration: Configuration, choice: Random) -> Configuration | None:
-    """The stack with one large step moved, more often to near than far, or given to the small denoiser, or one more.
-
-    The first step stays as it is. ``None`` where the schedule leaves nothing to move.
-    """
-    letters = list(letters_of(configuration.schedule))
-    large = [index for index in range(1, len(letters)) if letters[index] == "L"]
-    small = [index for index in range(1, len(letters)) if letters[index] == "S"]
-    kind = choice.choice(("move", "move", "move", "drop", "add"))
-    if (kind != "add" and not large) or (kind != "drop" and not small):
-        return None
-    if kind == "add":
-        letters[choice.choice(small)] = "L"
-        return replace(configuration, schedule=schedule_text("".join(letters)))
-    index = choice.choice(large)
-    letters[index] = "S"
-    if kind == "move":
-        near = [other for other in small if abs(other - index) <= NEAR_STEPS]
-        letters[choice.choice(near if near and choice.random() < 0.7 else small)] = "L"
-    return replace(configuration, schedule=schedule_text("".join(letters)))
