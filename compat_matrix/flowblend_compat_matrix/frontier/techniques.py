@@ -28,7 +28,7 @@ CACHES: Mapping[str, tuple[str, ...]] = {
 }
 """Settings of each cache from careful to bold, as far as they are of use on the reference pair."""
 
-STEPS = (16, 14, 12, 10, 9, 8, 7, 6)
+STEPS = (16, 14, 12, 10, 9, 8, 7, 6, 5)
 SOLVERS = {
     "fewer steps, UniPC": "unipc(num_inference_steps={})",
     "fewer steps, UniPC, shift 2": "unipc(num_inference_steps={}, flow_shift=2.0)",
