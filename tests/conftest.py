@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 torch.set_num_threads(1)
 diffusers_logging.get_logger()  # its handler keeps the stderr of this moment, which is to be no single test's
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's, which its children would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile(
     "flowblend", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
