@@ -86,6 +86,6 @@ def flowblend_adopt(pipeline: Any) -> list[Adapter]:
 
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
-    from .feature_caching.calibrate_commands import add_calibrations
+    from .calibrate_commands import add_calibrations
 
     add_calibrations(app)

@@ -95,7 +95,6 @@ RepeatsOption = Annotated[
         f"{DEFAULT_REPEATS[1]} for more than {MANY_CELLS} cells]",
     ),
 ]
-PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 FramesOption = Annotated[int | None, typer.Option(min=1, help="[default: the pair's]")]
 
 # -- how it is run ---------------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import typer
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, metrics_by_name
 from ..presets import PairPreset
-from .calibrate_options import PromptsFileOption, PromptsOption, SizeOption, SolverOption, open_order, read_prompts
+from .calibrate_options import PromptsFileOption, PromptsOption, SolverOption, open_order, read_prompts
 from .options import (
+    FramesOption,
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
     PairOption,
+    PixelsOption,
     SeedOption,
     SmallOption,
     StepsOption,
@@ -47,9 +49,9 @@ def boundaries(
     adapter: SolverOption = None,
     prompt: PromptsOption = None,
     prompts_file: PromptsFileOption = None,
-    height: SizeOption = None,
-    width: SizeOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: FramesOption = None,
     seed: SeedOption = 0,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Similarity to large-only that the early stage must keep.")

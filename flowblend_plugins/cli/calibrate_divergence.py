@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-from .calibrate_options import PromptsFileOption, PromptsOption, SizeOption, SolverOption, open_order, read_prompts
-from .options import GuidanceScaleOption, JsonOption, LargeOption, PairOption, SeedOption, SmallOption, StepsOption
+from .calibrate_options import PromptsFileOption, PromptsOption, SolverOption, open_order, read_prompts
+from .options import (
+    FramesOption,
+    GuidanceScaleOption,
+    JsonOption,
+    LargeOption,
+    PairOption,
+    PixelsOption,
+    SeedOption,
+    SmallOption,
+    StepsOption,
+)
 from .output import prepare_output_folder, write_json_atomically
 
 
@@ -23,9 +33,9 @@ def divergence(
     adapter: SolverOption = None,
     prompt: PromptsOption = None,
     prompts_file: PromptsFileOption = None,
-    height: SizeOption = None,
-    width: SizeOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: FramesOption = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The JSON file that is written.")] = Path(
         "out/divergence.json"

@@ -11,7 +11,7 @@ import typer
 from ..adapter import arguments_set_by
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
-from .options import find_preset, hide_progress_bars, open_pair
+from .options import OpenedPair, find_preset, hide_progress_bars, open_pair
 
 _GROUP = "calibrate"
 
@@ -26,7 +26,6 @@ SolverOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", help='A solver to sample with, as "name(option=value)".  [default: the pipeline\'s own]'),
 ]
-SizeOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
 def calibrate_group(app: typer.Typer) -> typer.Typer:
@@ -55,6 +54,25 @@ def read_prompts(prompt: Sequence[str] | None, prompts_file: Path | None) -> tup
         if not prompts:
             raise UsageError(f"--prompts-file {prompts_file} has no prompts. Write one on each line.")
     return tuple(prompts)
+
+
+def calls_for(opened: OpenedPair, prompts: Sequence[str], call: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Keyword arguments of a generation of latents for each prompt, the noise of each from the next seed.
+
+    Args:
+        opened: has what the options leave to the pair.
+        prompts: what to generate.
+        call: what the options say of the pipeline call; ``None`` leaves an argument to the pair.
+        seed: of the first one's noise, which is drawn on the CPU.
+    """
+    import torch
+
+    arguments = dict(opened.call_defaults) | {name: value for name, value in call.items() if value is not None}
+    return [
+        arguments
+        | {"prompt": text, "generator": torch.Generator("cpu").manual_seed(seed + number), "output_type": "latent"}
+        for number, text in enumerate(prompts)
+    ]
 
 
 def open_order(

@@ -48,6 +48,8 @@ StepsOption = Annotated[
 GuidanceScaleOption = Annotated[
     float | None, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance. [default: the pair's]")
 ]
+PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the initial noise.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show. [default: an example of the pair]")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]

@@ -21,6 +21,7 @@ from .call import Progress, generate, write_output
 from .options import (
     AdapterOption,
     EarlyOption,
+    FramesOption,
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
@@ -29,6 +30,7 @@ from .options import (
     OutOption,
     PairOption,
     PairScheduleOption,
+    PixelsOption,
     PromptOption,
     SeedOption,
     SmallOption,
@@ -42,8 +44,6 @@ from .plan import Plan, plan_blend, plan_unloaded
 
 if TYPE_CHECKING:
     from ..calibration.calibration import Calibration
-
-PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
     height: PixelsOption = None,
     width: PixelsOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    num_frames: FramesOption = None,
     fps: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a second of the video.")] = 8.0,
     reentry: Annotated[
         str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")

@@ -15,6 +15,7 @@ of this denoiser beforehand (``moments``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -70,13 +71,17 @@ class Forecast(Adapter):
         if self.moments is not None:
             if self.trend != 1.0:
                 raise ValueError(f"trend={self.trend} has no part in a forecast by moments; leave it out")
-            VelocityMoments.read(self.moments)
+            _ = self._measured  # a file that cannot be read is told of with the options
+
+    @functools.cached_property
+    def _measured(self) -> VelocityMoments | None:
+        return None if self.moments is None else VelocityMoments.read(self.moments)
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        if self.moments is None:
+        if self._measured is None:
             return
         denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-        found = VelocityMoments.read(self.moments).differences(denoiser)
+        found = self._measured.differences(denoiser)
         if found:
             yield (
                 f"the moments in {self.moments!r} were measured on another denoiser ({'; '.join(found[:4])})",
@@ -85,10 +90,7 @@ class Forecast(Adapter):
 
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[_Forecasting]:
-        if self.moments is None:
-            yield _Forecasting(self)
-        else:
-            yield _FittedForecasting(self, VelocityMoments.read(self.moments))
+        yield _Forecasting(self) if self._measured is None else _FittedForecasting(self, self._measured)
 
 
 class _Said(NamedTuple):

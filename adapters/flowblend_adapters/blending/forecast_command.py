@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flowblend_plugins.cli.calibrate_options import PromptsFileOption, PromptsOption, SizeOption, read_prompts
+from flowblend_plugins.cli.calibrate_options import PromptsFileOption, PromptsOption, calls_for, read_prompts
 from flowblend_plugins.cli.options import (
+    FramesOption,
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
     PairOption,
+    PixelsOption,
     SeedOption,
     find_preset,
     open_pair,
@@ -32,9 +34,9 @@ def forecast(
     guidance_scale: GuidanceScaleOption = None,
     prompt: PromptsOption = None,
     prompts_file: PromptsFileOption = None,
-    height: SizeOption = None,
-    width: SizeOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: FramesOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The JSON file for forecast(moments=FILE).")
@@ -60,18 +62,17 @@ def forecast(
     prepare_output_folder(out.parent)
     opened = open_pair(manager, pair, large, None)
     opened.pipeline.set_progress_bar_config(disable=True)
-    given = {"guidance_scale": guidance_scale, "height": height, "width": width, "num_frames": num_frames}
-    arguments = dict(opened.call_defaults) | {name: value for name, value in given.items() if value is not None}
-    arguments |= {"num_inference_steps": steps, "output_type": "latent"}
-
-    import torch
 
     from .forecast_calibration import calibrate_forecast
 
-    calls: list[dict[str, Any]] = [
-        arguments | {"prompt": text, "generator": torch.Generator("cpu").manual_seed(seed + number)}
-        for number, text in enumerate(prompts)
-    ]
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+    }
+    calls = calls_for(opened, prompts, call, seed)
     moments = calibrate_forecast(opened.pipeline, calls=calls)
     record = moments.to_json()
     write_json_atomically(out, record)

@@ -9,7 +9,6 @@ kriging where the points are places. A velocity between two calibrated timesteps
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measured_denoiser import differences
+from ..measured_file import read_measured
 
 Array = NDArray[np.float64]
 
@@ -105,31 +105,31 @@ class VelocityMoments:
         Raises:
             ValueError: it is not there, or holds none.
         """
-        built_in = _BUILT_IN / f"{path}.json"
-        source = built_in if built_in.is_file() else Path(path).expanduser()
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"moments={str(path)!r}: there is no such file; {_BY_HAND}") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"moments={str(path)!r} cannot be read as JSON ({error}); {_BY_HAND}") from error
-        try:
-            if data["technique"] != TECHNIQUE:
-                raise ValueError(f"it is of {data['technique']}")
-            branches, timesteps = tuple(data["branches"]), tuple(float(one) for one in data["timesteps"])
-            scale = data["guidance_scale"]
-            return cls(
-                class_name=str(data["denoiser"]["class"]),
-                config=dict(data["denoiser"]["config"]),
-                guidance_scale=None if scale is None else float(scale),
-                prompts=tuple(data["prompts"]),
-                branches=branches,
-                timesteps=timesteps,
-                moments=_read_moments(branches, timesteps, data["moments"]),
+            return read_measured(
+                path,
+                cls._from_json,
+                option="moments",
+                technique=TECHNIQUE,
+                holds="moments of velocities",
+                built_in=_BUILT_IN,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"moments={str(path)!r} holds no moments of velocities: {what}; {_BY_HAND}") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; {_BY_HAND}") from error
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> VelocityMoments:
+        branches, timesteps = tuple(data["branches"]), tuple(float(one) for one in data["timesteps"])
+        scale = data["guidance_scale"]
+        return cls(
+            class_name=str(data["denoiser"]["class"]),
+            config=dict(data["denoiser"]["config"]),
+            guidance_scale=None if scale is None else float(scale),
+            prompts=tuple(data["prompts"]),
+            branches=branches,
+            timesteps=timesteps,
+            moments=_read_moments(branches, timesteps, data["moments"]),
+        )
 
 
 def _read_moments(branches: Sequence[str | None], timesteps: Sequence[float], triangle: Sequence[float]) -> Array:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flowblend_plugins.cli.calibrate_options import PromptsOption, calls_for
 from flowblend_plugins.cli.options import (
+    FramesOption,
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
     PairOption,
+    PixelsOption,
     SeedOption,
     SmallOption,
     StepsOption,
@@ -20,7 +23,6 @@ from flowblend_plugins.cli.options import (
     open_pair,
 )
 from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
-from flowblend_plugins.cli.run import PixelsOption
 from flowblend_plugins.errors import UsageError
 
 
@@ -31,13 +33,10 @@ def mag_cache(
     small: SmallOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="What to generate; may be repeated.  [default: the pair's examples]"),
-    ] = None,
+    prompt: PromptsOption = None,
     height: PixelsOption = None,
     width: PixelsOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    num_frames: FramesOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The JSON file for mag_cache(ratios=FILE).")
@@ -64,24 +63,17 @@ def mag_cache(
     prepare_output_folder(out.parent)
     opened = open_pair(manager, pair, large, small)
     opened.pipeline.set_progress_bar_config(disable=True)
-    given = {
+
+    from .mag_calibration import calibrate_mag_ratios
+
+    call = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
         "num_frames": num_frames,
     }
-    arguments = dict(opened.call_defaults) | {name: value for name, value in given.items() if value is not None}
-
-    import torch
-
-    from .mag_calibration import calibrate_mag_ratios
-
-    calls: list[dict[str, Any]] = [
-        arguments
-        | {"prompt": text, "generator": torch.Generator("cpu").manual_seed(seed + number), "output_type": "latent"}
-        for number, text in enumerate(prompts)
-    ]
+    calls = calls_for(opened, prompts, call, seed)
     ratios = calibrate_mag_ratios(opened.pipeline, opened.small, calls=calls, denoisers=opened.further)
     record = ratios.to_json()
     write_json_atomically(out, record)

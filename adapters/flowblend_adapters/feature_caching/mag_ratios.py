@@ -6,7 +6,6 @@ weights, the number of steps and the noise schedule, so each denoiser of a pair 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from flowblend_plugins import AdapterError, StackError
 
 from ..measured_denoiser import differences
+from ..measured_file import read_measured
 
 TECHNIQUE = "mag_cache"
 _BUILT_IN = Path(__file__).parent / "measured_ratios"
@@ -74,28 +74,28 @@ class MagRatios:
         Raises:
             AdapterError: it is not there, or holds no ratios of MagCache.
         """
-        built_in = _BUILT_IN / f"{path}.json"
-        source = built_in if built_in.is_file() else Path(path).expanduser()
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise AdapterError(f"ratios={str(path)!r}: there is no such file. {_BY_HAND}") from None
-        except (OSError, ValueError) as error:
-            raise AdapterError(f"ratios={str(path)!r} cannot be read as JSON ({error}). {_BY_HAND}") from error
-        try:
-            if data["technique"] != TECHNIQUE:
-                raise ValueError(f"it is of {data['technique']}")
-            num_steps = int(data["num_inference_steps"])
-            entries = {}
-            for letter, entry in data["denoisers"].items():
-                ratios = tuple(float(ratio) for ratio in entry["ratios"])
-                if len(ratios) != num_steps or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
-                    raise ValueError(f"denoiser {letter} has not {num_steps} ratios above 0")
-                entries[letter] = DenoiserRatios(class_name=entry["class"], config=entry["config"], ratios=ratios)
-            return cls(num_inference_steps=num_steps, num_generations=int(data["num_generations"]), denoisers=entries)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise AdapterError(f"ratios={str(path)!r} holds no ratios of MagCache: {what}. {_BY_HAND}") from error
+            return read_measured(
+                path,
+                cls._from_json,
+                option="ratios",
+                technique=TECHNIQUE,
+                holds="ratios of MagCache",
+                built_in=_BUILT_IN,
+            )
+        except ValueError as error:
+            raise AdapterError(f"{error}. {_BY_HAND}") from error
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> MagRatios:
+        num_steps = int(data["num_inference_steps"])
+        entries = {}
+        for letter, entry in data["denoisers"].items():
+            ratios = tuple(float(ratio) for ratio in entry["ratios"])
+            if len(ratios) != num_steps or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+                raise ValueError(f"denoiser {letter} has not {num_steps} ratios above 0")
+            entries[letter] = DenoiserRatios(class_name=entry["class"], config=entry["config"], ratios=ratios)
+        return cls(num_inference_steps=num_steps, num_generations=int(data["num_generations"]), denoisers=entries)
 
     def of(self, letter: str, denoiser: Any) -> tuple[float, ...]:
         """The ratios of one denoiser.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..measured_denoiser import differences
+from ..measured_file import read_measured
 
 TECHNIQUE = "timesteps"
 _BUILT_IN = Path(__file__).parent / "selected"
@@ -54,30 +54,30 @@ class SelectedTimesteps:
         Raises:
             ValueError: it is not there, or holds no selections.
         """
-        built_in = _BUILT_IN / f"{path}.json"
-        source = built_in if built_in.is_file() else Path(path).expanduser()
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"timesteps={str(path)!r}: there is no such file; {_BY_HAND}") from None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"timesteps={str(path)!r} cannot be read as JSON ({error}); {_BY_HAND}") from error
-        try:
-            if data["technique"] != TECHNIQUE:
-                raise ValueError(f"it is of {data['technique']}")
-            selections = {int(count): _read_sigmas(count, sigmas) for count, sigmas in data["selections"].items()}
-            scale = data["guidance_scale"]
-            return cls(
-                class_name=str(data["denoiser"]["class"]),
-                config=dict(data["denoiser"]["config"]),
-                num_dense_steps=int(data["num_dense_steps"]),
-                num_generations=int(data["num_generations"]),
-                guidance_scale=None if scale is None else float(scale),
-                selections=selections,
+            return read_measured(
+                path,
+                cls._from_json,
+                option="timesteps",
+                technique=TECHNIQUE,
+                holds="selected timesteps",
+                built_in=_BUILT_IN,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"timesteps={str(path)!r} holds no selected timesteps: {what}; {_BY_HAND}") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; {_BY_HAND}") from error
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> SelectedTimesteps:
+        selections = {int(count): _read_sigmas(count, sigmas) for count, sigmas in data["selections"].items()}
+        scale = data["guidance_scale"]
+        return cls(
+            class_name=str(data["denoiser"]["class"]),
+            config=dict(data["denoiser"]["config"]),
+            num_dense_steps=int(data["num_dense_steps"]),
+            num_generations=int(data["num_generations"]),
+            guidance_scale=None if scale is None else float(scale),
+            selections=selections,
+        )
 
     def sigmas(self, num_inference_steps: int) -> tuple[float, ...]:
         """The selection of that many steps.

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flowblend_plugins.cli.calibrate_options import PromptsOption, calls_for
 from flowblend_plugins.cli.options import (
+    FramesOption,
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
     PairOption,
+    PixelsOption,
     SeedOption,
     find_preset,
     open_pair,
 )
 from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
-from flowblend_plugins.cli.run import PixelsOption
 from flowblend_plugins.errors import UsageError
 
 
@@ -34,13 +36,10 @@ def timesteps(
         int, typer.Option(min=2, help="Steps of the dense run; the selected noise levels are among its own.")
     ] = 60,
     guidance_scale: GuidanceScaleOption = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="What to generate; may be repeated.  [default: the pair's examples]"),
-    ] = None,
+    prompt: PromptsOption = None,
     height: PixelsOption = None,
     width: PixelsOption = None,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Length of the video.  [default: the pair's]")] = None,
+    num_frames: FramesOption = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The JSON file for unipc(timesteps=FILE).")] = Path(
         "out/timesteps.json"
@@ -72,18 +71,11 @@ def timesteps(
     prepare_output_folder(out.parent)
     opened = open_pair(manager, pair, large, None)
     opened.pipeline.set_progress_bar_config(disable=True)
-    given = {"guidance_scale": guidance_scale, "height": height, "width": width, "num_frames": num_frames}
-    arguments = dict(opened.call_defaults) | {name: value for name, value in given.items() if value is not None}
-
-    import torch
 
     from .dense_run import select_timesteps
 
-    calls: list[dict[str, Any]] = [
-        arguments
-        | {"prompt": text, "generator": torch.Generator("cpu").manual_seed(seed + number), "output_type": "latent"}
-        for number, text in enumerate(prompts)
-    ]
+    call = {"guidance_scale": guidance_scale, "height": height, "width": width, "num_frames": num_frames}
+    calls = calls_for(opened, prompts, call, seed)
     selected = select_timesteps(opened.pipeline, calls=calls, num_dense_steps=dense_steps, num_steps=counts)
     record = selected.to_json()
     write_json_atomically(out, record)

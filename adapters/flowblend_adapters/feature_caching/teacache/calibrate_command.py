@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from flowblend_plugins.cli.calibrate_options import PromptsOption
 from flowblend_plugins.cli.options import (
     GuidanceScaleOption,
     JsonOption,
     LargeOption,
     PairOption,
+    PixelsOption,
     SeedOption,
     SmallOption,
     find_preset,
@@ -20,8 +22,6 @@ from flowblend_plugins.cli.options import (
 )
 from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
 from flowblend_plugins.errors import UsageError
-
-PixelsOption = Annotated[int | None, typer.Option(min=1, help="Pixels.  [default: the pair's]")]
 
 
 def teacache(
@@ -38,10 +38,7 @@ def teacache(
         ),
     ] = None,
     guidance_scale: GuidanceScaleOption = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="What to generate; may be repeated.  [default: the pair's examples]"),
-    ] = None,
+    prompt: PromptsOption = None,
     seed: SeedOption = 0,
     height: PixelsOption = None,
     width: PixelsOption = None,
