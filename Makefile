@@ -35,20 +35,20 @@ matrix: $(INSTALLED)  ## every adapter and pair of adapters on every schedule, b
 	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --cell-timeout 120 --resume --out out/matrix
 
 bench-frontier: $(INSTALLED)  ## tuned stacks against every single technique at equal fidelity: out/frontier (20 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m flowblend_compat_matrix.frontier --out out/frontier
+	OMP_NUM_THREADS=1 $(BIN)/python -m flowblend_research.frontier --out out/frontier
 
 paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)
-	$(BIN)/python -m flowblend_compat_matrix.paper_table
+	$(BIN)/python -m flowblend_research.paper_table
 
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
-	$(BIN)/python -m flowblend_compat_matrix.reference.train --out out/train-reference
+	$(BIN)/python -m flowblend_research.training.wan.train --out out/train-reference
 
 train-reference-distilled: $(INSTALLED)  ## distil the embedded pair to 8 and 4 steps (an hour on a CPU); resumes
-	$(BIN)/python -m flowblend_compat_matrix.reference.distillation.train --out out/train-reference-distilled
-	$(BIN)/python -m flowblend_compat_matrix.reference.distillation.behaviour
+	$(BIN)/python -m flowblend_research.training.distillation.train --out out/train-reference-distilled
+	$(BIN)/python -m flowblend_research.training.distillation.behaviour
 
 behaviour-card: $(INSTALLED)  ## measure the embedded pair and write its behaviour card
-	$(BIN)/python -m flowblend_compat_matrix.reference.behaviour
+	$(BIN)/python -m flowblend_research.training.wan.behaviour
 
 clean:  ## remove what the other targets made, but no weights and no checkpoints
 	rm -rf $(VENV) out/demo .pytest_cache .ruff_cache .hypothesis .benchmarks dist

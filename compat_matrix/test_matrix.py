@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.cells import CellSpec
-from flowblend_compat_matrix.verdicts import agrees
+from flowblend_compat_matrix.results.cells import CellSpec
+from flowblend_compat_matrix.results.verdicts import agrees
 from flowblend_plugins.schedule import StageSchedule
 
 STACKS = ((), ("first_block_cache(threshold=0.1)",), ("unipc(num_inference_steps=15)",), ("unipc", "flow_euler"))

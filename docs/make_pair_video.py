@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from flowblend_compat_matrix.reference import evaluation_captions, load_pair
-from flowblend_compat_matrix.reference.behaviour import STEPS, blended, generate
+from flowblend_research.training.wan.behaviour import STEPS, blended, generate
 
 TARGET = Path(__file__).parent / "images" / "reference_pair.webp"
 PROMPTS = (0, 3, 5, 8)

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from flowblend_compat_matrix.reference.pair import evaluation_captions
 from flowblend_compat_matrix.reference.unet import load_unet_pair
-from flowblend_compat_matrix.reference.unet.behaviour import SETTINGS, make_stills
+from flowblend_research.training.unet.behaviour import SETTINGS, make_stills
 
 SHOWN = ("large only (LLL)", "LSL", "LSL + deepcache(interval=2)", "small only (SSS)")
 NUM_PROMPTS = 8

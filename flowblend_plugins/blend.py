@@ -1,4 +1,4 @@
-"""``enable()`` and ``disable()``: a pair, a schedule and adapters on one pipeline, and all of it off again."""
+"""FlowBlending on one pipeline: a pair, a schedule and adapters put on, and all of it taken off again."""
 
 from __future__ import annotations
 
@@ -7,87 +7,41 @@ import copy
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from .adapter import Adapter, AttachTarget, arguments_set_by
-from .calibration.calibration import Calibration
-from .calibration.guard import CalibrationGuard
-from .clock import Clock
-from .errors import PairError, RoutingError, ScheduleError
+from .contract.adapter import Adapter, AttachTarget, arguments_set_by
+from .contract.stack import judge_adapters, judge_call, setting_of, timestep_arguments
+from .contract.traits import Composition, Verdict
+from .errors import PairError, RoutingError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
-from .pair import check_blendable, load_denoiser
-from .pair_inputs import control_scales_fitted
-from .pipeline import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
-from .presets import pair_of
-from .replay import Recording, Tape
-from .router import ModelRouter, router_of
-from .schedule import AUTO, StageSchedule
-from .stack import judge_adapters, judge_call, setting_of, timestep_arguments
+from .pairs.loading import check_blendable, load_denoiser
+from .pairs.preset import pair_of
+from .pipelines.components import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
+from .pipelines.control_scales import control_scales_fitted
+from .routing.clock import Clock
+from .routing.replay import Recording, Tape
+from .routing.router import ModelRouter, router_of
+from .schedule import StageSchedule
 from .step import StepContext
-from .trace import Outcome, Trace
-from .traits import Composition, Verdict
+from .trace.trace import Outcome, Trace
 
 DenoiserSource = str | Path | nn.Module | Any
 
 
-def enable(
-    pipe: Any,
-    small: DenoiserSource | None = None,
-    schedule: str | StageSchedule = "LSL",
-    *,
-    early: float | None = None,
-    late: float | None = None,
-    calibration: str | Path | Calibration | None = None,
-    adapters: Iterable[str | Adapter] = (),
-    reentry: str = "recompute",
-    denoisers: Mapping[str, DenoiserSource] | None = None,
-    plugins: Iterable[Any] = (),
-) -> Blend:
-    """Let a small denoiser of the same family answer part of a pipeline's steps (FlowBlending, arXiv 2512.24724).
+class Guard(Protocol):
+    """Checks that refuse a blend or a call, put on by whoever makes the blend (a calibration, for one)."""
 
-    The pipeline is then called as always. The result is also a context manager that disables at its end.
+    def check_denoisers(self, denoisers: Mapping[str, nn.Module]) -> None:
+        """Raise where these denoisers, by letter, must not be blended; nothing is attached yet."""
 
-    Args:
-        pipe: a diffusers pipeline with a ``transformer`` or ``unet``: the large denoiser, ``L``.
-        small: the small denoiser, ``S``: a hub id, a folder (of a pipeline or of a denoiser), a loaded denoiser or a
-            loaded pipeline. Not needed where the schedule never calls it.
-        schedule: a name (``"LSL"``), runs (``"L:20,S:20,L:10"``), sigma bounds (``"L>=0.9,S>=0.4,L"``), a
-            :class:`StageSchedule`, or ``"auto"``: large, small, large at the boundaries of a calibration.
-        early, late: fractions of the steps for a schedule by name; .4 and .2 where not given.
-        calibration: for ``"auto"``, the file that ``flowblend calibrate boundaries`` wrote. It is refused for another
-            pair, solver or number of steps than its own, the latter when the pipeline is called.
-        adapters: accelerations to stack, as ``"name(option=value)"`` or adapter objects.
-        reentry: ``"recompute"`` lets a denoiser that returns forget what it had cached, ``"keep"`` does not.
-        denoisers: further denoisers by capital letter, for schedules over more than two. On a Wan 2.2 pipeline ``L``
-            is its high-noise expert and its low-noise one is called by naming it here.
-        plugins: plugin objects for this pipeline alone, beside the installed ones.
-
-    Returns:
-        The :class:`Blend`: its ``trace``, and ``disable()``.
-
-    Raises:
-        PairError, ScheduleError, StackError, AdapterError, PluginError, RoutingError: with what was asked, what was
-            found and what to do. The pipeline is then what it was before.
-    """
-    if calibration is not None and not isinstance(calibration, Calibration):
-        calibration = Calibration.load(calibration)
-    if schedule == AUTO and calibration is not None:
-        if early is not None or late is not None:
-            raise ScheduleError('schedule="auto" has the boundaries of its calibration. Leave early= and late= out.')
-        schedule = calibration.schedule
-    elif calibration is not None:
-        raise ScheduleError(f'calibration= goes with schedule="auto", but the schedule is {schedule!r}. Leave one out.')
-    elif isinstance(schedule, str):
-        schedule = StageSchedule.parse(schedule, early, late)
-    elif early is not None or late is not None:
-        raise ScheduleError("early= and late= go with a schedule by name; this StageSchedule has its own boundaries.")
-    return Blend(pipe, small, schedule, tuple(adapters), reentry, dict(denoisers or {}), tuple(plugins), calibration)
+    def attach(self, target: AttachTarget) -> object:
+        """Raise where the enabled pipeline is refused, else give the plugin object that watches its calls."""
 
 
 class Blend:
-    """FlowBlending on one pipeline, from :func:`enable` until :meth:`disable`.
+    """FlowBlending on one pipeline, from :func:`~flowblend_plugins.enable` until :meth:`disable`.
 
     Attributes:
         trace: what ran, generation by generation.
@@ -101,24 +55,24 @@ class Blend:
         pipe: Any,
         small: DenoiserSource | None,
         schedule: StageSchedule,
-        adapters: tuple[str | Adapter, ...],
-        reentry: str,
-        further: dict[str, DenoiserSource],
-        plugins: tuple[Any, ...],
-        calibration: Calibration | None = None,
+        adapters: Iterable[str | Adapter] = (),
+        reentry: str = "recompute",
+        further: Mapping[str, DenoiserSource] = types.MappingProxyType({}),
+        plugins: Iterable[Any] = (),
+        guards: Sequence[Guard] = (),
     ) -> None:
         slot = denoiser_slot(pipe)
         _refuse_second_blend(pipe, slot)
         self.pipeline = pipe
         self.schedule = schedule
         self.plugin_manager = make_plugin_manager(plugins)
-        requested = make_adapters(self.plugin_manager, adapters)
+        requested = make_adapters(self.plugin_manager, tuple(adapters))
         self.adapters = (*adopted_adapters(self.plugin_manager, pipe, requested), *requested)
         self._setting = setting_of(pipe, slot, schedule, reentry)
         judge_adapters(self.adapters, pipe, self._setting).refuse_if_it_must()
         self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})
-        if calibration is not None:
-            calibration.refuse_other_denoisers(self.denoisers)
+        for guard in guards:
+            guard.check_denoisers(self.denoisers)
         self.trace = Trace(self.denoisers, schedule)
         hosts = called_denoisers(pipe, slot)
         others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
@@ -138,9 +92,8 @@ class Blend:
                 attached = undo.enter_context(adapter.attach(target))
                 if attached is not None:
                     self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
-            if calibration is not None:
-                calibration.refuse_other_sampler(pipe.scheduler)
-                self.plugin_manager.add(CalibrationGuard(calibration, pipe, self.trace), PluginOrigin("calibration"))
+            for guard in guards:
+                self.plugin_manager.add(guard.attach(target), PluginOrigin(type(guard).__name__))
             self._undo = undo.pop_all()
 
     @property
@@ -181,7 +134,7 @@ class Blend:
         """Record the next pipeline call, answering from earlier recordings what it shares with them.
 
         The result is bit for bit that of the whole run; only the denoiser calls of the shared stages are not made. See
-        :mod:`flowblend_plugins.replay` for what is shared, and never time a call in here.
+        :mod:`flowblend_plugins.routing.replay` for what is shared, and never time a call in here.
 
         Args:
             replay: recordings of the same pipeline call (prompt, seed, steps) with the same denoisers and adapters on
@@ -231,7 +184,7 @@ class Blend:
         return judge_call(self.adapters, self._setting, self.pipeline, call_arguments | arguments_set_by(self.adapters))
 
     def disable(self) -> None:
-        """Take everything off: the pipeline is byte for byte what it was before :func:`enable`.
+        """Take everything off: the pipeline is byte for byte what it was before :func:`~flowblend_plugins.enable`.
 
         Raises:
             RoutingError: called while the pipeline is generating.

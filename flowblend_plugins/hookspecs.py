@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .adapter import Adapter
-from .call import DenoiserCall
-from .markers import hookspec
-from .presets import PairPreset
+from .contract.adapter import Adapter
+from .contract.call import DenoiserCall
+from .contract.markers import hookspec
+from .pairs.preset import PairPreset
 from .step import StepContext
 
 if TYPE_CHECKING:  # command lines and tensors are named here, not needed here

@@ -15,13 +15,13 @@ from typing import Any
 import pluggy
 
 from . import hookspecs
-from .adapter import Adapter
-from .adapter_spec import adapter_from_spec
+from .contract.adapter import Adapter
+from .contract.markers import HOOK_PREFIX, PROJECT_NAME
+from .contract.spec import adapter_from_spec
+from .contract.traits import AdapterTraits
 from .errors import AdapterError, PluginError
 from .hookspecs import Metric
-from .markers import HOOK_PREFIX, PROJECT_NAME
-from .presets import PairPreset
-from .traits import AdapterTraits
+from .pairs.preset import PairPreset
 
 BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
 

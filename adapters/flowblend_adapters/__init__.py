@@ -1,0 +1,1 @@
+"""Adapters that stack accelerations on FlowBlending: solvers, caches, distilled samplers, corrections."""

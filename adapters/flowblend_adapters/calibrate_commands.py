@@ -6,10 +6,10 @@ import typer
 
 from flowblend_plugins.cli.calibrate_options import calibrate_group
 
-from .blending.forecast_command import forecast
-from .feature_caching.mag_calibrate_command import mag_cache
-from .feature_caching.teacache.calibrate_command import teacache
-from .step_reduction.timesteps_command import timesteps
+from .blending.forecast.command import forecast
+from .feature_caching.diffusers.mag_command import mag_cache
+from .feature_caching.teacache.command import teacache
+from .step_reduction.selected_timesteps.command import timesteps
 
 
 def add_calibrations(app: typer.Typer) -> None:

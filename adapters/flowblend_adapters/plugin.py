@@ -10,21 +10,21 @@ from flowblend_plugins import Adapter, hookimpl
 
 from .blending.branch_routing import BranchRouting
 from .blending.corrected import Corrected
-from .blending.forecast import Forecast
+from .blending.forecast.adapter import Forecast
 from .blending.guided_refresh import GuidedRefresh
 from .distilled_samplers.distilled import Distilled
 from .distilled_samplers.distilled_small import DistilledSmall
 from .distilled_samplers.published import CausVid, FastWan, LightX2V, LTXDistilled
-from .feature_caching.adopted_cache_dit import AdoptedCacheDit, adopt_cache_dit
-from .feature_caching.adopted_diffusers_cache import AdoptedDiffusersCache, adopt_diffusers_cache
-from .feature_caching.cache_dit import CacheDit
-from .feature_caching.deepcache import AdoptedDeepCache, DeepCache, adopt_deepcache
-from .feature_caching.faster_cache import FasterCache
-from .feature_caching.first_block_cache import FirstBlockCache
-from .feature_caching.mag_cache import MagCache
-from .feature_caching.pyramid_attention_broadcast import PyramidAttentionBroadcast
-from .feature_caching.sea_cache import SeaCache
-from .feature_caching.taylorseer import TaylorSeer
+from .feature_caching.cache_dit.adapter import CacheDit
+from .feature_caching.cache_dit.adopted import AdoptedCacheDit, adopt_cache_dit
+from .feature_caching.deepcache.adapter import AdoptedDeepCache, DeepCache, adopt_deepcache
+from .feature_caching.diffusers.adopted import AdoptedDiffusersCache, adopt_diffusers_cache
+from .feature_caching.diffusers.faster_cache import FasterCache
+from .feature_caching.diffusers.first_block_cache import FirstBlockCache
+from .feature_caching.diffusers.mag_cache import MagCache
+from .feature_caching.diffusers.pyramid_attention_broadcast import PyramidAttentionBroadcast
+from .feature_caching.diffusers.sea_cache import SeaCache
+from .feature_caching.diffusers.taylorseer import TaylorSeer
 from .feature_caching.teacache.adapter import TeaCache
 from .feature_caching.teacache.adopted import AdoptedTeaCache, adopt_teacache
 from .step_reduction.deis import DEIS

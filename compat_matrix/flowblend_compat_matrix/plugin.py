@@ -12,7 +12,7 @@ import typer
 from flowblend_plugins import PairPreset, hookimpl
 from flowblend_plugins.hookspecs import Metric
 
-from .metrics import flicker, high_frequency_error, psnr_db, ssim
+from .measuring.metrics import flicker, high_frequency_error, psnr_db, ssim
 
 _REFERENCE = Path(__file__).parent / "reference"
 _WEIGHTS = _REFERENCE / "weights"
@@ -21,7 +21,7 @@ _DISTILLED = _REFERENCE / "distilled"
 
 
 def _classifier_similarity() -> Any:
-    from .classifier_similarity import ClassifierSimilarity
+    from .reference.similarity import ClassifierSimilarity
 
     return ClassifierSimilarity()
 
@@ -81,7 +81,7 @@ def flowblend_register_metrics() -> Mapping[str, Metric]:
 
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
-    from .commands import matrix
+    from .cli.commands import matrix
     from .tune.command import tune
 
     app.add_typer(matrix, name="matrix")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..step import StepContext
-from ..trace import Trace
+from ..trace.trace import Trace
 
 GUIDED = "guided"
 """Stands for a branch where both branches were seen and combined at the guidance scale."""

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ..markers import hookimpl
+from torch import nn
+
+from ..contract.adapter import AttachTarget
+from ..contract.markers import hookimpl
 from ..step import StepContext
-from ..trace import Trace
+from ..trace.trace import Trace
 from .calibration import Calibration
 
 
 class CalibrationGuard:
     """A plugin of the blend. It looks before the first denoiser call, when adapters have set what they set."""
 
-    def __init__(self, calibration: Calibration, pipeline: Any, trace: Trace) -> None:
-        self._calibration, self._pipeline, self._trace = calibration, pipeline, trace
+    _pipeline: Any
+    _trace: Trace
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
         self._guidance_scale: float | None = None
         self._seen: int | None = None
+
+    def check_denoisers(self, denoisers: Mapping[str, nn.Module]) -> None:
+        self._calibration.refuse_other_denoisers(denoisers)
+
+    def attach(self, target: AttachTarget) -> CalibrationGuard:
+        self._pipeline, self._trace = target.pipeline, target.trace
+        self._calibration.refuse_other_sampler(self._pipeline.scheduler)
+        return self
 
     @hookimpl(trylast=True)
     def flowblend_configure_generation(self, call_arguments: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..files.writing import prepare_output_folder, write_json_atomically
 from ..manager import FlowblendPluginManager, metrics_by_name
-from ..presets import PairPreset
+from ..pairs.preset import PairPreset
 from .calibrate_options import PromptsFileOption, PromptsOption, SolverOption, open_order, read_prompts
 from .options import (
     FramesOption,
@@ -25,7 +26,6 @@ from .options import (
     StepsOption,
     find_preset,
 )
-from .output import prepare_output_folder, write_json_atomically
 
 if TYPE_CHECKING:
     from ..calibration.calibration import Calibration, TrialResult
@@ -106,14 +106,14 @@ def boundaries(
     if proxy is not None:
         order = open_order(manager, pair, large, small, prompts, call, seed, adapter)
 
-        from ..calibrate import boundaries_by_divergence
+        from ..calibration.measuring import boundaries_by_divergence
 
         found = boundaries_by_divergence(order)
     else:
         judge, artefact = _judge(manager, preset, similarity), _artefact(manager)
         order = open_order(manager, pair, large, small, prompts, call, seed, adapter)
 
-        from ..calibrate_boundaries import search_boundaries
+        from ..calibration.boundaries import search_boundaries
 
         found = search_boundaries(
             order,

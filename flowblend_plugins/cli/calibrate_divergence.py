@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..files.writing import prepare_output_folder, write_json_atomically
 from .calibrate_options import PromptsFileOption, PromptsOption, SolverOption, open_order, read_prompts
 from .options import (
     FramesOption,
@@ -20,7 +21,6 @@ from .options import (
     SmallOption,
     StepsOption,
 )
-from .output import prepare_output_folder, write_json_atomically
 
 
 def divergence(
@@ -74,7 +74,7 @@ def divergence(
     }
     order = open_order(ctx.obj, pair, large, small, prompts, call, seed, adapter)
 
-    from ..calibrate import measure_divergence
+    from ..calibration.measuring import measure_divergence
     from ..calibration.plot import plot_as_text
 
     curve = measure_divergence(order)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..adapter import arguments_set_by
+from ..contract.adapter import arguments_set_by
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, make_adapters
 from .options import OpenedPair, find_preset, hide_progress_bars, open_pair
@@ -85,7 +85,7 @@ def open_order(
     seed: int,
     adapters: Sequence[str] | None,
 ) -> Any:
-    """Load the pair and say what to measure on it, as a :class:`flowblend_plugins.calibrate.Order`.
+    """Load the pair and say what to measure on it, as a :class:`flowblend_plugins.calibration.measuring.Order`.
 
     Args:
         call: what the options say of the pipeline call; ``None`` leaves an argument to the pair.
@@ -105,7 +105,7 @@ def open_order(
             f"pair {preset.name!r} has further experts ({', '.join(preset.experts)}), and boundaries are searched "
             "between two denoisers only. Give its schedule by hand."
         )
-    from ..calibrate import Order
+    from ..calibration.measuring import Order
 
     hide_progress_bars()
     opened = open_pair(manager, pair, large, small)

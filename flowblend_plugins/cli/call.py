@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..contract.markers import hookimpl
 from ..errors import FlowBlendError, UsageError
-from ..markers import hookimpl
 from ..step import StepContext
 
 
@@ -38,7 +38,7 @@ def generate(pipeline: Any, arguments: dict[str, Any], seed: int, progress: Prog
 
 def write_output(result: Any, path: Path, fps: float) -> None:
     """Write the first video, or the first still, of what :func:`generate` gave."""
-    from ..video import write_mp4, write_png
+    from ..files.video import write_mp4, write_png
 
     if hasattr(result, "frames"):
         write_mp4(result.frames[0], path, fps)

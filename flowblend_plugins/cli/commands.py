@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ..markers import hookimpl
+from ..contract.markers import hookimpl
 from .calibrate_boundaries import boundaries
 from .calibrate_divergence import divergence
 from .calibrate_options import calibrate_group

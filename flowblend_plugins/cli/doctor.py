@@ -13,7 +13,7 @@ import typer
 
 from ..errors import PluginError
 from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
-from ..presets import PairPreset
+from ..pairs.preset import PairPreset
 from .options import JsonOption
 
 _DISTRIBUTION = "flowblend-plugins"
@@ -138,7 +138,7 @@ def _device() -> tuple[str, str]:
 
 
 def _encoder() -> tuple[str, str]:
-    from ..video import video_encoder
+    from ..files.video import video_encoder
 
     encoder = video_encoder()
     if encoder is None:
@@ -165,7 +165,7 @@ def _pair(pair: PairPreset) -> Finding:
 
 def _blended_generation() -> tuple[str, str]:
     """The core, tried on real pipeline classes with random weights: nothing else tells whether it works here."""
-    from ..blend import enable
+    from ..api import enable
     from ..testing import generate, tiny_wan_denoiser, tiny_wan_pipeline
 
     pipe = tiny_wan_pipeline()

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import PairError, UsageError
 from ..manager import FlowblendPluginManager, pairs_by_name
-from ..presets import PairPreset
+from ..pairs.preset import PairPreset
 from ..schedule import NAMED_SCHEDULES, StageSchedule
 
 _SCHEDULE_HELP = (
@@ -153,7 +153,7 @@ def load_pipeline(source: str | Path) -> Any:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from ..pair_source import is_hub_id
+    from ..pairs.stored import is_hub_id
 
     folder = Path(source).expanduser()
     is_local = not is_hub_id(source)
@@ -200,7 +200,7 @@ def hide_progress_bars() -> None:
 
 def _refuse_pickle(folder: Path) -> None:
     """Pickle executes what it holds, so a component that has nothing else is refused before anything is read."""
-    from ..pair_source import PICKLE_SUFFIXES
+    from ..pairs.stored import PICKLE_SUFFIXES
 
     for component in sorted(p for p in folder.iterdir() if p.is_dir()):
         pickled = [p.name for p in component.iterdir() if p.suffix in PICKLE_SUFFIXES]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..adapter import Adapter
-from ..adapter_spec import write_spec
+from ..contract.adapter import Adapter
+from ..contract.spec import write_spec
 from ..errors import RoutingError
 from ..schedule import StageSchedule
 
 if TYPE_CHECKING:
     from ..blend import Blend
-    from ..trace import Outcome
+    from ..trace.trace import Outcome
 
 
 @dataclass(frozen=True)

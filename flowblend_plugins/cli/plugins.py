@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ..adapter import Adapter
+from ..contract.adapter import Adapter
 from ..manager import FlowblendPluginManager, adapters_by_name, metrics_by_name, pairs_by_name
 from .options import JsonOption
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..adapter import Adapter, arguments_set_by
-from ..configuration import read_configuration
+from ..contract.adapter import Adapter, arguments_set_by
+from ..contract.traits import REENTRY_POLICIES, Composition
 from ..errors import UsageError
+from ..files.configuration import read_configuration
+from ..files.writing import prepare_output_folder, write_json_atomically
 from ..manager import FlowblendPluginManager, make_adapters
-from ..presets import PairPreset
+from ..pairs.preset import PairPreset
 from ..schedule import AUTO, StageSchedule
-from ..traits import REENTRY_POLICIES, Composition
 from .call import Progress, generate, write_output
 from .options import (
     AdapterOption,
@@ -39,7 +40,6 @@ from .options import (
     open_pair,
     read_schedule,
 )
-from .output import prepare_output_folder, write_json_atomically
 from .plan import Plan, plan_blend, plan_unloaded
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def run(
             calibrated.refuse_other_steps(foreseen.num_timesteps)
     prepare_output_folder(out)
 
-    from ..blend import enable
+    from ..api import enable
 
     opened = open_pair(manager, pair, large, small)
     asked = {
@@ -246,7 +246,7 @@ def _plan_loaded(
     num_steps: int,
     calibration: Calibration | None,
 ) -> Plan:
-    from ..blend import enable
+    from ..api import enable
 
     opened = open_pair(manager, *pair)
     with enable(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..markers import hookimpl
-from ..presets import PairPreset
+from ..contract.markers import hookimpl
+from ..pairs.preset import PairPreset
 from .transformers import COSMOS_PREDICT2_T2I, KANDINSKY_5_T2V, SD_3_5
 from .unets import SD_1_5_BK_SDM, SDXL_SSD_1B, SDXL_VEGA
 from .wan import SKYREELS_V2_I2V, WAN_2_1_T2V, WAN_2_1_VACE, WAN_2_2_T2V

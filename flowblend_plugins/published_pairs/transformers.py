@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..presets import PairPreset, PublishedDenoiser
+from ..pairs.preset import PairPreset, PublishedDenoiser
 
 _UNTESTED = "Boundaries: those of the paper for Wan 2.1 text-to-video; untested on this pair."
 

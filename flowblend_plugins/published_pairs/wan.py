@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..presets import PairPreset, PublishedDenoiser
+from ..pairs.preset import PairPreset, PublishedDenoiser
 
 _CONVERSION = "github.com/huggingface/diffusers, scripts/convert_wan_to_diffusers.py"
 _SKYREELS_CONVERSION = "github.com/huggingface/diffusers, scripts/convert_skyreelsv2_to_diffusers.py"

@@ -12,13 +12,14 @@ from unittest import SkipTest
 import torch
 from torch import nn
 
-from ..adapter import Adapter
-from ..adapter_spec import adapter_from_spec, write_spec
-from ..blend import Blend, enable
+from ..api import enable
+from ..blend import Blend
+from ..contract.adapter import Adapter
+from ..contract.spec import adapter_from_spec, write_spec
 from ..errors import AdapterError
 from ..manager import adapters_by_name, make_plugin_manager
 from ..step import StepContext
-from ..trace import Trace
+from ..trace.trace import Trace
 from .snapshot import PipelineSnapshot, snapshot_of_denoiser
 from .tiny_pipelines import generate, prompts_in_a_batch, tiny_wan_denoiser, tiny_wan_pipeline
 

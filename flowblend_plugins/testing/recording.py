@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..markers import hookimpl
+from ..contract.markers import hookimpl
 
 
 class RecordingPlugin:

@@ -67,7 +67,7 @@ def test_its_own_tests_pass_with_every_promise_the_verdict_and_the_benchmark(sou
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     passed = set(re.findall(r"^PASSED .*::(test_\w+)", ran.stdout, re.M))
-    from flowblend_compat_matrix.contract import EmbeddedPairContract
+    from flowblend_compat_matrix.testing.contract import EmbeddedPairContract
 
     assert passed == {name for name in dir(EmbeddedPairContract) if name.startswith("test_")}
     (measured,) = json.loads(report.read_text())["benchmarks"]
@@ -79,9 +79,9 @@ def test_its_own_tests_pass_with_every_promise_the_verdict_and_the_benchmark(sou
 
 def test_the_matrix_takes_it_up_with_its_family(source: Path, installed: Path) -> None:
     code = (
-        "from flowblend_compat_matrix.planning import suggested_stacks\n"
+        "from flowblend_compat_matrix.running.planning import suggested_stacks\n"
         "from flowblend_plugins.manager import make_plugin_manager\n"
-        "from flowblend_plugins.traits import Family\n"
+        "from flowblend_plugins.contract.traits import Family\n"
         "print(suggested_stacks(make_plugin_manager(), Family.FEATURE_CACHING))"
     )
     assert "reuse_velocity(every=2)" in python("-c", code, cwd=source, path=installed).stdout

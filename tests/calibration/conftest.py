@@ -1,4 +1,4 @@
-"""A tiny pair that takes prompts, as ``flowblend_plugins.calibrate`` wants it."""
+"""A tiny pair that takes prompts, as ``flowblend_plugins.calibration.measuring`` wants it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.metrics import high_frequency_error, ssim
-from flowblend_plugins.calibrate import Order
+from flowblend_compat_matrix.measuring.metrics import high_frequency_error, ssim
+from flowblend_plugins.calibration.measuring import Order
 from flowblend_plugins.calibration.similarity import NamedSimilarity
 from flowblend_plugins.cli.options import load_pipeline
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_plugins.calibrate import Order, boundaries_by_divergence
 from flowblend_plugins.calibration.calibration import Calibration
 from flowblend_plugins.calibration.curve import DivergenceCurve
+from flowblend_plugins.calibration.measuring import Order, boundaries_by_divergence
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser
 
 STEPS = 6

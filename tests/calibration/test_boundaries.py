@@ -16,10 +16,10 @@ from torch import nn
 import flowblend_plugins as fb
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, evaluation_captions, load_pair
-from flowblend_plugins.calibrate import Order, boundaries_by_divergence, measure_divergence
-from flowblend_plugins.calibrate_boundaries import search_boundaries
+from flowblend_plugins.calibration.boundaries import search_boundaries
 from flowblend_plugins.calibration.calibration import Calibration
 from flowblend_plugins.calibration.curve import boundaries_of_divergence
+from flowblend_plugins.calibration.measuring import Order, boundaries_by_divergence, measure_divergence
 from flowblend_plugins.calibration.similarity import NamedSimilarity
 from flowblend_plugins.errors import AdapterError, FlowBlendError, ScheduleError
 from flowblend_plugins.testing import PipelineSnapshot

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_plugins.calibrate import Order, measure_divergence
 from flowblend_plugins.calibration.curve import DivergenceCurve
 from flowblend_plugins.calibration.divergence import shadowed
+from flowblend_plugins.calibration.measuring import Order, measure_divergence
 from flowblend_plugins.errors import AdapterError, ScheduleError
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import BitImageProcessorPil, CLIPConfig, CLIPImageProcessorPil, CLIPModel, Dinov2Config, Dinov2Model
 
-from flowblend_compat_matrix.classifier_similarity import ClassifierSimilarity
 from flowblend_compat_matrix.reference import load_classifier
+from flowblend_compat_matrix.reference.similarity import ClassifierSimilarity
 from flowblend_plugins.calibration.similarity import FeatureSimilarity
 from flowblend_plugins.errors import PairError
 

@@ -15,7 +15,7 @@ import pytest
 
 import flowblend_plugins
 from flowblend_plugins import PairPreset, __version__
-from flowblend_plugins.blend import enable
+from flowblend_plugins.api import enable
 from flowblend_plugins.cli import doctor
 from flowblend_plugins.manager import make_plugin_manager
 

@@ -22,7 +22,7 @@ from flowblend_plugins import PairPreset
 from flowblend_plugins.cli import run
 from flowblend_plugins.cli.options import read_schedule
 from flowblend_plugins.errors import OutputError
-from flowblend_plugins.video import write_mp4, write_png
+from flowblend_plugins.files.video import write_mp4, write_png
 
 
 def test_run_writes_a_video_that_plays(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:

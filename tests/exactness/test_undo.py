@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.testing import tiny_wan_denoiser
-from flowblend_plugins.traits import Family
 from tests.exactness.pipelines import FAMILIES, SCHEDULERS, SKYREELS, UNETS
 from tests.exactness.pipelines import Family as PipelineFamily
 from tests.exactness.snapshot import snapshot

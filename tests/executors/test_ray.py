@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.cells import plan_cells
-from flowblend_compat_matrix.executors import make_executor
-from flowblend_compat_matrix.executors.local import LocalExecutor
-from flowblend_compat_matrix.orders import Began, Controls, Outcome, PairOrder, RunSettings, order_batches
-from flowblend_compat_matrix.results import CellResult
-from flowblend_compat_matrix.verdicts import QualityBudget
+from flowblend_compat_matrix.measuring.jobs import Began, Controls, Outcome, PairOrder, RunSettings, order_batches
+from flowblend_compat_matrix.results.cells import plan_cells
+from flowblend_compat_matrix.results.matrix_results import CellResult
+from flowblend_compat_matrix.results.verdicts import QualityBudget
+from flowblend_compat_matrix.running.executors import make_executor
+from flowblend_compat_matrix.running.executors.local import LocalExecutor
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import FlowBlendError, UsageError
 
@@ -119,7 +119,7 @@ def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path, cluster: An
 
 
 def test_addresses_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowblend_compat_matrix.executors.ray_connection._CONNECT_LIMIT_S", 3.0)
+    monkeypatch.setattr("flowblend_compat_matrix.running.executors.ray_connection._CONNECT_LIMIT_S", 3.0)
     with pytest.raises(FlowBlendError, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster answered within 3 s"):
         make_executor("ray", 1, "127.0.0.1:1")
     monkeypatch.undo()

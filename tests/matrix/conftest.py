@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from diffusers import WanPipeline, WanTransformer3DModel
 
-from flowblend_compat_matrix.bench import Bench
-from flowblend_compat_matrix.prompts import PromptSet
+from flowblend_compat_matrix.measuring.bench import Bench
+from flowblend_compat_matrix.measuring.prompts import PromptSet
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 5, "guidance_scale": 5.0}
 

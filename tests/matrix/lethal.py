@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from flowblend_compat_matrix.blending_study import SECTIONS, Row, Study, evenly, to_markdown
 from flowblend_compat_matrix.reference import evaluation_captions
 from flowblend_compat_matrix.reference.pair import WEIGHTS, load_classifier, load_pair
-from flowblend_compat_matrix.velocity_predictors import compare_predictors
-from flowblend_compat_matrix.velocity_predictors import to_markdown as to_section
 from flowblend_plugins import StageSchedule
+from flowblend_research.blending_study.__main__ import SECTIONS, Row, Study, evenly, to_markdown
+from flowblend_research.blending_study.velocity_predictors import compare_predictors
+from flowblend_research.blending_study.velocity_predictors import to_markdown as to_section
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flowblend_compat_matrix.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
-from flowblend_compat_matrix.planning import suggested_stacks
+from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES, CellSpec, parse_stack, plan_cells
+from flowblend_compat_matrix.running.planning import suggested_stacks
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import BLOCK_VARIABLE, make_plugin_manager
-from flowblend_plugins.traits import Family
 
 FIVE = [StageSchedule.named(name) for name in PAPER_SCHEDULES]
 

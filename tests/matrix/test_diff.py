@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.diff import compare_matrices
-from flowblend_compat_matrix.folder import write_matrix
-from flowblend_compat_matrix.results import CellResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.results.diff import compare_matrices
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.running.folder import write_matrix
 
 GOOD = CellResult(
     id="LSL",

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flowblend_compat_matrix.cells import PAPER_SCHEDULES
-from flowblend_compat_matrix.planning import shown_prompts
-from flowblend_compat_matrix.results import CellResult, Matrix
-from flowblend_compat_matrix.verdicts import Observed, QualityBudget
+from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix
+from flowblend_compat_matrix.results.verdicts import Observed, QualityBudget
+from flowblend_compat_matrix.running.planning import shown_prompts
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "matrix.md").read_text()
 

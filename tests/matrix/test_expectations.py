@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.cells import PAPER_SCHEDULES, parse_stack, plan_cells
-from flowblend_compat_matrix.expectations import SHIPPED, hold_against, read_expectations, shipped_expectations
-from flowblend_compat_matrix.pair_orders import EMBEDDED, known_outcomes, order_pair
-from flowblend_compat_matrix.planning import all_stacks, combinations
 from flowblend_compat_matrix.plugin import REFERENCE
-from flowblend_compat_matrix.results import CellResult
+from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES, parse_stack, plan_cells
+from flowblend_compat_matrix.results.expectations import (
+    SHIPPED,
+    hold_against,
+    read_expectations,
+    shipped_expectations,
+)
+from flowblend_compat_matrix.results.matrix_results import CellResult
+from flowblend_compat_matrix.running.pair_jobs import EMBEDDED, known_outcomes, order_pair
+from flowblend_compat_matrix.running.planning import all_stacks, combinations
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.manager import make_plugin_manager
 
@@ -163,7 +168,7 @@ def test_every_shipped_entry_is_about_a_cell_of_the_default_matrix() -> None:
 def test_an_entry_of_another_pair_is_not_shipped_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "expectations.toml"
     path.write_text('[[expectation]]\npair = ["reference", "other"]\nobserved = "inert"\nreason = "r"\n')
-    monkeypatch.setattr("flowblend_compat_matrix.expectations.SHIPPED", path)
+    monkeypatch.setattr("flowblend_compat_matrix.results.expectations.SHIPPED", path)
     assert [set(entry.pairs) for entry in shipped_expectations(["reference"])] == [{"reference"}]
     assert shipped_expectations(["reference-unet"]) == []
 

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 import typer
 
-from flowblend_compat_matrix.gate import FailOn, conclude, find_failures
-from flowblend_compat_matrix.gate_files import junit_xml, summary_markdown
-from flowblend_compat_matrix.results import CellResult, Matrix, RunRecord
+from flowblend_compat_matrix.report.gate import FailOn, conclude, find_failures
+from flowblend_compat_matrix.report.gate_files import junit_xml, summary_markdown
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix, RunRecord
 
 
 def cell(name: str, observed: str, **changes: Any) -> CellResult:

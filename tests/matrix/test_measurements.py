@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowblend_compat_matrix.measurements import describe_times, over_prompts
-from flowblend_compat_matrix.metrics import psnr_db
-from flowblend_compat_matrix.results import CellResult
+from flowblend_compat_matrix.measuring.measurements import describe_times, over_prompts
+from flowblend_compat_matrix.measuring.metrics import psnr_db
+from flowblend_compat_matrix.results.matrix_results import CellResult
 
 
 def empty_result() -> CellResult:

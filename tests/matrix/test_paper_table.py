@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from flowblend_compat_matrix.metrics import psnr_db
-from flowblend_compat_matrix.paper_table.__main__ import make_table
-from flowblend_compat_matrix.paper_table.columns import COLUMNS, Column
-from flowblend_compat_matrix.paper_table.page import to_markdown
+from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, evaluation_captions, load_pair
-from flowblend_plugins.adapter_spec import read_spec
+from flowblend_plugins.contract.spec import read_spec
+from flowblend_research.paper_table.__main__ import make_table
+from flowblend_research.paper_table.columns import COLUMNS, Column
+from flowblend_research.paper_table.page import to_markdown
 
 NUM_PROMPTS = 2
 TINY = (

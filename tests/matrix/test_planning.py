@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flowblend_compat_matrix.cells import plan_cells
-from flowblend_compat_matrix.folder import write_matrix
-from flowblend_compat_matrix.orders import PairOrder, RunSettings, order_batches
-from flowblend_compat_matrix.planning import (
+from flowblend_compat_matrix.measuring.jobs import PairOrder, RunSettings, order_batches
+from flowblend_compat_matrix.results.cells import plan_cells
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.running.folder import write_matrix
+from flowblend_compat_matrix.running.planning import (
     all_stacks,
     check_depth,
     combinations,
@@ -21,12 +22,11 @@ from flowblend_compat_matrix.planning import (
     num_threads_each,
     take_turns,
 )
-from flowblend_compat_matrix.results import CellResult, Matrix, PairRecord, RunRecord
-from flowblend_compat_matrix.resume import resume, unfinished
+from flowblend_compat_matrix.running.resume import resume, unfinished
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
-from flowblend_plugins.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def test_metrics_take_a_video_and_a_reference() -> None:
 
 def test_loading_the_plugin_and_its_commands_loads_nothing_heavy() -> None:
     code = (
-        "import sys, flowblend_compat_matrix.plugin, flowblend_compat_matrix.commands;"
+        "import sys, flowblend_compat_matrix.plugin, flowblend_compat_matrix.cli.commands;"
         "heavy = {'diffusers', 'transformers', 'jinja2', 'av', 'skimage', 'scipy'} & sys.modules.keys();"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )

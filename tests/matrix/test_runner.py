@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from flowblend_compat_matrix.baseline import Baseline
-from flowblend_compat_matrix.bench import Bench
-from flowblend_compat_matrix.cells import CellSpec
-from flowblend_compat_matrix.metrics import psnr_db, ssim
-from flowblend_compat_matrix.results import CellResult
-from flowblend_compat_matrix.runner import MatrixRunner, Measured
-from flowblend_compat_matrix.verdicts import QualityBudget, agrees
+from flowblend_compat_matrix.measuring.bench import Bench
+from flowblend_compat_matrix.measuring.denoisers_alone import Baseline
+from flowblend_compat_matrix.measuring.metrics import psnr_db, ssim
+from flowblend_compat_matrix.measuring.runner import MatrixRunner, Measured
+from flowblend_compat_matrix.results.cells import CellSpec
+from flowblend_compat_matrix.results.matrix_results import CellResult
+from flowblend_compat_matrix.results.verdicts import QualityBudget, agrees
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StageSchedule, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import FlowBlendError
-from flowblend_plugins.traits import Family
 
 METRICS = {"psnr_db": psnr_db, "ssim": ssim}
 ANYTHING_GOES = QualityBudget(min_psnr_db=0.0, min_ssim=-1.0)

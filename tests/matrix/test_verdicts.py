@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.verdicts import Observation, Observed, QualityBudget, observe
+from flowblend_compat_matrix.results.verdicts import Observation, Observed, QualityBudget, observe
 
 BUDGET = QualityBudget(min_psnr_db=20.0, min_ssim=0.75, min_alignment_kept=0.96)
 GOOD = Observation(

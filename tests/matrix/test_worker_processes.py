@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.cells import CellSpec, plan_cells
-from flowblend_compat_matrix.executors import make_executor
-from flowblend_compat_matrix.executors.local import LocalExecutor, _cause_of_death
-from flowblend_compat_matrix.orders import Batch, Began, Controls, Outcome, PairOrder, RunSettings, order_batches
-from flowblend_compat_matrix.results import CellResult
-from flowblend_compat_matrix.verdicts import QualityBudget
-from flowblend_compat_matrix.worker import Worker
+from flowblend_compat_matrix.measuring.jobs import (
+    Batch,
+    Began,
+    Controls,
+    Outcome,
+    PairOrder,
+    RunSettings,
+    order_batches,
+)
+from flowblend_compat_matrix.results.cells import CellSpec, plan_cells
+from flowblend_compat_matrix.results.matrix_results import CellResult
+from flowblend_compat_matrix.results.verdicts import QualityBudget
+from flowblend_compat_matrix.running.executors import make_executor
+from flowblend_compat_matrix.running.executors.local import LocalExecutor, _cause_of_death
+from flowblend_compat_matrix.running.worker import Worker
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.errors import FlowBlendError, UsageError
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import flowblend_plugins as fb
 from flowblend_plugins import testing
-from flowblend_plugins.pair_configs import configs_of_folder, configs_of_pipeline, denoiser_config
-from flowblend_plugins.pair_facts import Config, differences
+from flowblend_plugins.pairs.configs import configs_of_folder, configs_of_pipeline, denoiser_config
+from flowblend_plugins.pairs.facts import Config, differences
 
 CopyOf = Callable[[str], Path]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowblend_plugins.pair_facts import FACTS
+from flowblend_plugins.pairs.facts import FACTS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "pairs.md").read_text()
 

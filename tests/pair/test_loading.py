@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import flowblend_plugins as fb
 from flowblend_plugins import testing
-from flowblend_plugins.pair import load_denoiser
+from flowblend_plugins.pairs.loading import load_denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CopyOf = Callable[[str], Path]

@@ -18,9 +18,9 @@ import flowblend_plugins as fb
 from flowblend_plugins.cli.options import open_pair, read_schedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager, pairs_by_name
-from flowblend_plugins.pair_configs import denoiser_config
-from flowblend_plugins.pair_facts import differences
-from flowblend_plugins.presets import PairPreset
+from flowblend_plugins.pairs.configs import denoiser_config
+from flowblend_plugins.pairs.facts import differences
+from flowblend_plugins.pairs.preset import PairPreset
 from flowblend_plugins.published_pairs import PUBLISHED_PAIRS
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 from tests.exactness.oracles import wan_by_hand

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugins import Adapter, AdapterError, AdapterTraits, AttachTarget
-from flowblend_plugins.adapter_spec import adapter_from_spec, make_adapter, read_spec, write_spec
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.spec import adapter_from_spec, make_adapter, read_spec, write_spec
+from flowblend_plugins.contract.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.testing import AdapterContract, PipelineSnapshot, generate, tiny_wan_pipeline
-from flowblend_plugins.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from unittest import SkipTest
 import pytest
 
 from flowblend_plugins import hookspecs
+from flowblend_plugins.contract.markers import HOOK_PREFIX
 from flowblend_plugins.manager import make_plugin_manager
-from flowblend_plugins.markers import HOOK_PREFIX
 from flowblend_plugins.testing import AdapterContract
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -13,8 +13,8 @@ import torch
 import flowblend_plugins as fb
 from flowblend_adapters.step_reduction.unipc import UniPC
 from flowblend_plugins import hookspecs
+from flowblend_plugins.contract.markers import HOOK_PREFIX
 from flowblend_plugins.manager import make_plugin_manager
-from flowblend_plugins.markers import HOOK_PREFIX
 from flowblend_plugins.testing import RecordingPlugin, generate, tiny_wan_denoiser, tiny_wan_pipeline
 
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith(HOOK_PREFIX))

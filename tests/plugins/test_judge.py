@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugins import AdapterTraits, StackError
-from flowblend_plugins.judge import judge
-from flowblend_plugins.traits import Composition, Family, StackSetting, Verdict
+from flowblend_plugins.contract.traits import Composition, Family, StackSetting, Verdict
+from flowblend_plugins.contract.verdict import judge
 
 WAN = StackSetting(
     denoiser_kind="transformer",

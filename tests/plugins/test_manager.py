@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from flowblend_plugins import Adapter, AdapterError, AdapterTraits, PairPreset, PluginError, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.manager import (
     adapters_by_name,
     make_adapters,
@@ -21,7 +22,6 @@ from flowblend_plugins.manager import (
     pairs_by_name,
 )
 from flowblend_plugins.testing import RecordingPlugin
-from flowblend_plugins.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import pytest
 from diffusers import AnimateDiffPipeline, HunyuanVideoPipeline, WanVideoToVideoPipeline
 
 import flowblend_plugins as fb
-from flowblend_plugins.stack import judge_adapters, judge_call, setting_of
+from flowblend_plugins.contract.stack import judge_adapters, judge_call, setting_of
+from flowblend_plugins.contract.traits import Composition, Family
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -20,7 +21,6 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
-from flowblend_plugins.traits import Composition, Family
 
 LSL = fb.StageSchedule.parse("LSL")
 

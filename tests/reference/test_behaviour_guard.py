@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowblend_compat_matrix.metrics import psnr_db
+from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, WEIGHTS, evaluation_captions, load_classifier, load_pair
-from flowblend_compat_matrix.reference.behaviour import STEPS, blended, generate
-from flowblend_compat_matrix.reference.behaviour_page import HALF
+from flowblend_research.training.wan.behaviour import STEPS, blended, generate
+from flowblend_research.training.wan.behaviour_page import HALF
 
 NUM_PROMPTS = 8
 TOLERANCE_DB = 0.75

@@ -11,11 +11,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flowblend_compat_matrix.metrics import psnr_db
+from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, evaluation_captions, load_classifier, load_pair
-from flowblend_compat_matrix.reference.distillation import DISTILLED, train, trajectories
-from flowblend_compat_matrix.reference.distillation.behaviour import CARD, SETTINGS, Row, make_videos, to_markdown
+from flowblend_research.training.distillation import DISTILLED, train, trajectories
+from flowblend_research.training.distillation.behaviour import CARD, SETTINGS, Row, make_videos, to_markdown
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 NUM_PROMPTS = 6

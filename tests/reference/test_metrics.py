@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from flowblend_compat_matrix.metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
+from flowblend_compat_matrix.measuring.metrics import flicker, frechet_distance, high_frequency_error, psnr_db, ssim
 from flowblend_compat_matrix.reference import held_out_videos
 
 

@@ -16,7 +16,7 @@ from flowblend_compat_matrix.reference import (
     load_classifier,
     load_pair,
 )
-from flowblend_compat_matrix.reference.denoisers import forward_flops
+from flowblend_research.training.wan.denoisers import forward_flops
 
 MEGABYTE = 1_000_000
 
@@ -69,15 +69,15 @@ def test_a_call_gives_the_video_that_is_promised_and_the_same_again(pair):
 
 
 def test_the_codec_keeps_world_videos_recognisable(pair):
-    from flowblend_compat_matrix.metrics import psnr_db
-    from flowblend_compat_matrix.reference.card import through_codec
+    from flowblend_compat_matrix.measuring.metrics import psnr_db
+    from flowblend_research.training.wan.card import through_codec
 
     videos = held_out_videos(16)
     assert psnr_db(through_codec(pair.pipeline.vae, videos), videos) > 24.0
 
 
 def test_latents_are_normalised_by_the_statistics_in_the_codecs_config(pair):
-    from flowblend_compat_matrix.reference.codec import encode_mean, normalise
+    from flowblend_research.training.wan.codec import encode_mean, normalise
 
     videos = torch.from_numpy(held_out_videos(32)).permute(0, 4, 1, 2, 3) * 2.0 - 1.0
     latents = normalise(pair.pipeline.vae, encode_mean(pair.pipeline.vae, videos))

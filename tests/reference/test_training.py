@@ -7,17 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from flowblend_compat_matrix.reference import train
-from flowblend_compat_matrix.reference.codec import codec_loss, decode_unclamped, make_codec, use_fast_norms
-from flowblend_compat_matrix.reference.dataset import encode_shard, load_dataset
-from flowblend_compat_matrix.reference.denoisers import (
-    SMALL,
-    flow_matching_loss,
-    make_denoiser,
-    sample_sigmas,
-)
-from flowblend_compat_matrix.reference.optimiser import Muon, orthogonalise
-from flowblend_compat_matrix.reference.stage import Stage, StageSettings, learning_rate_factor
+from flowblend_research.training.optimiser import Muon, orthogonalise
+from flowblend_research.training.stage import Stage, StageSettings, learning_rate_factor
+from flowblend_research.training.wan import train
+from flowblend_research.training.wan.codec import codec_loss, decode_unclamped, make_codec, use_fast_norms
+from flowblend_research.training.wan.dataset import encode_shard, load_dataset
+from flowblend_research.training.wan.denoisers import SMALL, flow_matching_loss, make_denoiser, sample_sigmas
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ import flowblend_plugins as fb
 from flowblend_compat_matrix.plugin import REFERENCE_UNET
 from flowblend_compat_matrix.reference.pair import evaluation_captions
 from flowblend_compat_matrix.reference.text import vocabulary
-from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, WEIGHTS, UNetPair, dataset, load_unet_pair, train
-from flowblend_compat_matrix.reference.unet.behaviour import (
+from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
+from flowblend_research.training.unet import dataset, train
+from flowblend_research.training.unet.behaviour import (
     SETTINGS,
     Row,
     Setting,
@@ -26,9 +27,9 @@ from flowblend_compat_matrix.reference.unet.behaviour import (
     to_markdown,
     true_stills,
 )
-from flowblend_compat_matrix.reference.unet.codec import LATENT_CHANNELS, LATENT_SIZE, make_codec, still_batch
-from flowblend_compat_matrix.reference.unet.denoisers import LARGE, SMALL, make_denoiser, noise_loss
-from flowblend_compat_matrix.reference.unet.text import MAX_LENGTH, make_tokenizer
+from flowblend_research.training.unet.codec import LATENT_CHANNELS, LATENT_SIZE, make_codec, still_batch
+from flowblend_research.training.unet.denoisers import LARGE, SMALL, make_denoiser, noise_loss
+from flowblend_research.training.unet.text import MAX_LENGTH, make_tokenizer
 
 CPU = torch.device("cpu")
 NUM_GUARDED = 8
@@ -111,7 +112,7 @@ def test_what_is_exported_is_safetensors_under_12_mb_and_blends(trained: Path) -
 def test_the_card_compares_every_row_with_large_only(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CALL_DEFAULTS, "num_inference_steps", 4)
     pair = load_unet_pair(trained / "weights")
-    from flowblend_compat_matrix.reference.unet import behaviour
+    from flowblend_research.training.unet import behaviour
 
     settings = (behaviour.Setting("LLL", None, (), 4), behaviour.Setting("again", "LLL", (), 4))
     monkeypatch.setattr(behaviour, "SETTINGS", (*settings, behaviour.Setting("SSS", "SSS", (), 4)))

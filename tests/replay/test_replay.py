@@ -12,8 +12,9 @@ import torch
 
 import flowblend_plugins as fb
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, load_pair
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import RoutingError
-from flowblend_plugins.replay import checksum, replayable_steps
+from flowblend_plugins.routing.replay import checksum, replayable_steps
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -22,7 +23,6 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
-from flowblend_plugins.traits import Family
 from tests.exactness.pipelines import FAMILIES
 
 WAN = (tiny_wan_pipeline, lambda: tiny_wan_denoiser(layers=2))

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from flowblend_compat_matrix.results import CellResult, ControlResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.results.matrix_results import CellResult, ControlResult, Matrix, PairRecord, RunRecord
 
 ATTACK = """<script>alert("x")</script><img src=x onerror=alert(1)>"'` {{ 7*7 }} {% raw %} [bold]"""
 BUDGET = {"min_psnr_db": 20.0, "min_ssim": 0.75, "min_alignment_kept": 0.96}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowblend_compat_matrix.folder import encode_videos
 from flowblend_compat_matrix.report import render_report
+from flowblend_compat_matrix.running.folder import encode_videos
 from tests.report.browser import CHROMIUM, Browser, browser
 from tests.report.samples import ATTACK, cell, matrix, refused
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowblend_compat_matrix.report import render_report
 from flowblend_compat_matrix.report.grid import ALONE, REFUSED_EVERYWHERE, make_grid
-from flowblend_compat_matrix.results import CellResult
+from flowblend_compat_matrix.results.matrix_results import CellResult
 from tests.report.samples import Page, cell, embedded, matrix, refused
 
 SCHEDULES = ("LLL", "LSL", "SSS")

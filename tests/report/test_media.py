@@ -11,9 +11,9 @@ import pytest
 
 from flowblend_compat_matrix.report import MAX_BYTES, render_report
 from flowblend_compat_matrix.report.media import by_relevance, choose_media, on_front
-from flowblend_compat_matrix.results import CellResult, Matrix
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix
 from flowblend_plugins.errors import FlowBlendError
-from flowblend_plugins.video import write_mp4, write_png
+from flowblend_plugins.files.video import write_mp4, write_png
 from tests.report.samples import cell, embedded, matrix, refused
 
 

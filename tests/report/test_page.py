@@ -13,7 +13,7 @@ import pytest
 from flowblend_compat_matrix.report import render_report
 from flowblend_compat_matrix.report.details import json_for_script, timeline
 from flowblend_compat_matrix.report.headline import headline
-from flowblend_compat_matrix.results import Matrix
+from flowblend_compat_matrix.results.matrix_results import Matrix
 from tests.report.samples import ATTACK, Page, cell, embedded, matrix, refused
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flowblend_compat_matrix.folder import write_matrix
 from flowblend_compat_matrix.report.markdown import render_markdown
 from flowblend_compat_matrix.report.terminal import print_matrix
-from flowblend_compat_matrix.results import CellResult, Matrix
+from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix
+from flowblend_compat_matrix.running.folder import write_matrix
 from flowblend_plugins.cli import run
 from tests.report.samples import ATTACK, cell, embedded, matrix, refused
 

@@ -14,9 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import flowblend_plugins as fb
-from flowblend_plugins import flops
 from flowblend_plugins.errors import FlopCountError
-from flowblend_plugins.flops import CallInputs, FlopCounter, OpaqueInput, TensorInput, describe_inputs
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -25,6 +23,8 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from flowblend_plugins.trace import flops
+from flowblend_plugins.trace.flops import CallInputs, FlopCounter, OpaqueInput, TensorInput, describe_inputs
 from tests.exactness.pipelines import FAMILIES, SKYREELS, STABLE_DIFFUSION, VIDEO_TO_VIDEO, Family
 
 ALL_FAMILIES = [*FAMILIES.values(), SKYREELS, STABLE_DIFFUSION, VIDEO_TO_VIDEO]

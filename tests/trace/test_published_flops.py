@@ -16,10 +16,10 @@ import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowblend_plugins.flops import ForwardFlops, count_forward, describe_inputs
 from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace import GenerationFlops, Trace
+from flowblend_plugins.trace.flops import ForwardFlops, count_forward, describe_inputs
+from flowblend_plugins.trace.trace import GenerationFlops, Trace
 
 TERA = 1e12
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "flops.md").read_text()

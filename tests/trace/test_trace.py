@@ -12,7 +12,6 @@ import torch
 
 import flowblend_plugins as fb
 from flowblend_plugins.errors import FlopCountError, FlowBlendError
-from flowblend_plugins.flops import describe_inputs
 from flowblend_plugins.schedule import Stage
 from flowblend_plugins.step import StepContext
 from flowblend_plugins.testing import (
@@ -22,7 +21,8 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
-from flowblend_plugins.trace import CallRecord, Generation
+from flowblend_plugins.trace.flops import describe_inputs
+from flowblend_plugins.trace.trace import CallRecord, Generation
 
 
 def rows(summary: str) -> list[list[str]]:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import flowblend_plugins as fb
-from flowblend_compat_matrix.frontier.__main__ import main as frontier
 from flowblend_compat_matrix.tune.race import Configuration
 from flowblend_compat_matrix.tune.record import read_configurations
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.testing import generate, tiny_wan_denoiser, tiny_wan_pipeline
+from flowblend_research.frontier.__main__ import main as frontier
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WRITTEN = {"schedule": "L:2,S:2,L:1", "adapters": ["corrected(damping=0.5)"], "pair": "reference"}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_compat_matrix.frontier.advantage import advantages, levels, usual_ratio
 from flowblend_compat_matrix.tune.front import Budget, best_fronts, choose, pareto_front
 from flowblend_compat_matrix.tune.race import Configuration, Point
 from flowblend_plugins.errors import FlowBlendError, UsageError
+from flowblend_research.frontier.advantage import advantages, levels, usual_ratio
 
 Make = Callable[..., Point]
 AXIS = st.floats(0.5, 60).map(lambda value: round(value, 1))

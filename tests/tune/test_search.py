@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from optuna.trial import FixedTrial
 
-from flowblend_compat_matrix.bench import Bench
+from flowblend_compat_matrix.measuring.bench import Bench
 from flowblend_compat_matrix.tune.front import pareto_front
 from flowblend_compat_matrix.tune.moves import neighbour
 from flowblend_compat_matrix.tune.race import Configuration, Point, Race

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import AdapterError
-from flowblend_plugins.traits import Family
 
 from .residual import SMALL
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 from .residual import SMALL, Known, Residuals, noise_level, velocity_of, with_velocity
 
 if TYPE_CHECKING:
     import torch
 
-    from flowblend_plugins.call import DenoiserCall
+    from flowblend_plugins.contract.call import DenoiserCall
     from flowblend_plugins.step import StepContext
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-    from flowblend_plugins.call import DenoiserCall
+    from flowblend_plugins.contract.call import DenoiserCall
     from flowblend_plugins.step import StepContext
 
 SMALL = "S"

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 from ..step_reduction.attached_solver import AttachedSolver
 from ..step_reduction.solver import Solver
-from .distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
 from .few_step_sampler import SAMPLERS, Sampler
 from .guidance import set_guidance
+from .weights.distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
 
 MAX_STEPS_OF_NO_REUSE = 4
 """At up to this many steps a cache on top is declared inert (docs/distilled/distilled.md has what was measured)."""

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.stack import is_guided
+from flowblend_plugins.contract.stack import is_guided
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.traits import Family
 
 from ..step_reduction.attached_solver import AttachedSolver
 from ..step_reduction.flow_euler import FlowEuler
 from ..step_reduction.solver import Solver
 from ..step_reduction.solver_history import forget_solver_history
 from ..step_reduction.unipc import UniPC
-from .distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
 from .guidance import UnguidedDenoiser, guidance_obstacle
 from .own_levels import mix_levels
+from .weights.distilled_weights import DistilledWeights, choose_sources, read_weights, weights_on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flowblend_plugins import StackError
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
-    from flowblend_plugins.trace import Trace
+    from flowblend_plugins.trace.trace import Trace
 
 
 def guidance_argument(pipe: Any) -> str | None:

@@ -1,0 +1,1 @@
+"""Adapters that reuse features of earlier steps, one folder for each library or technique."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace import Outcome, Trace
+    from flowblend_plugins.trace.trace import Outcome, Trace
 
 
 class Probe:

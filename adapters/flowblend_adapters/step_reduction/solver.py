@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.stack import timestep_arguments
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.stack import timestep_arguments
+from flowblend_plugins.contract.traits import Family
 
 from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
 from .own_scheduler import pin_sigmas
-from .selected_timesteps import SelectedTimesteps
+from .selected_timesteps.stored import SelectedTimesteps
 
 # With explicit sigmas nothing may move them any more.
 _NO_SHIFT = {

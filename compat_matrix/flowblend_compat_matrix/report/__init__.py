@@ -6,7 +6,7 @@ import base64
 import hashlib
 from pathlib import Path
 
-from ..results import Matrix
+from ..results.matrix_results import Matrix
 from . import figures
 from .details import json_for_script, page_data
 from .grid import REFUSED_EVERYWHERE

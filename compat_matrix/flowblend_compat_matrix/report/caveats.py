@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..results import Matrix, PairRecord
+from ..results.matrix_results import Matrix, PairRecord
 
 _REFERENCE = (
     "This pair is small and was trained for this package. It can tell whether code is right, and which stages need the "

@@ -6,8 +6,8 @@ import json
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..cell_result import UNNAMED_BRANCH
-from ..results import CellResult, ControlResult, Matrix, PairRecord
+from ..results.cell_result import UNNAMED_BRANCH
+from ..results.matrix_results import CellResult, ControlResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
 
 _OUTCOMES = {"compute": "c", "reuse": "r", "predict": "p"}

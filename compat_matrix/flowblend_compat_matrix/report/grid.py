@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..results import CellResult
+from ..results.matrix_results import CellResult
 
 _NUMERALS = {1: "One adapter", 2: "Two adapters", 3: "Three adapters"}
 ALONE = "Schedules alone"

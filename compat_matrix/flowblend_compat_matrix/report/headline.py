@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..results import CellResult
+from ..results.matrix_results import CellResult
 from .figures import figure, percent, times
 
 _MANY = 5

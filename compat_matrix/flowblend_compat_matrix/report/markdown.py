@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ..markdown import escape, table
-from ..results import CellResult, Matrix, PairRecord
+from ..results.matrix_results import CellResult, Matrix, PairRecord
 from .caveats import caveats
 from .figures import between, figure, percent, plus_minus, times
 from .grid import REFUSED_EVERYWHERE, make_grid
 from .headline import headline
+from .markdown_table import escape, table
 from .media import on_front
 from .overview import brief, fidelity, pairs_with_cells, stacks_by_reason
 from .view import DECLARED_MARKS, VERDICT_MARKS

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ..results import CellResult, Matrix
+from ..results.matrix_results import CellResult, Matrix
 from .charts import OFF_FRONT, pareto_front
 
 _MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..results import CellResult, Matrix, PairRecord
+from ..results.matrix_results import CellResult, Matrix, PairRecord
 from .figures import figure, times
 from .grid import stack_name
 from .view import VERDICT_MARKS

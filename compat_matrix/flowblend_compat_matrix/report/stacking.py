@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..results import CellResult
+from ..results.matrix_results import CellResult
 from .charts import MARGINS, SQUARE_HEIGHT, WIDTH, Chart, Point, Tick, ratio_ticks, ratio_to_x, ratio_to_y
 from .figures import figure, times
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results import CellResult, Matrix
+from ..results.matrix_results import CellResult, Matrix
 from .figures import figure, percent, times
 from .grid import REFUSED_EVERYWHERE, make_grid
 from .headline import headline

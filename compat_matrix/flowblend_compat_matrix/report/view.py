@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..results import CellResult, Matrix, PairRecord
+from ..results.matrix_results import CellResult, Matrix, PairRecord
 from .caveats import caveats
 from .charts import LineChart, Marked, Scatter, line_chart, scatter
 from .details import adapter_names

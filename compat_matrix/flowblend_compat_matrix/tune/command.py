@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from flowblend_plugins.cli.options import JsonOption, LargeOption, PairOption, SmallOption
-from flowblend_plugins.cli.output import prepare_output_folder, write_json_atomically
 from flowblend_plugins.errors import AdapterError, StackError, UsageError
+from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 from flowblend_plugins.manager import FlowblendPluginManager, make_adapters
 
 
@@ -81,7 +81,7 @@ def tune(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..environment import describe_environment
+    from ..results.environment import describe_environment
     from .front import Budget, choose
     from .race import Race
     from .record import API_VERSION, draw_front, point_to_dict
@@ -160,11 +160,11 @@ def open_bench(
     import torch
 
     from flowblend_plugins.cli.options import find_preset, open_pair
-    from flowblend_plugins.pair import load_denoiser
-    from flowblend_plugins.pipeline import denoiser_slot
+    from flowblend_plugins.pairs.loading import load_denoiser
+    from flowblend_plugins.pipelines.components import denoiser_slot
 
-    from ..bench import Bench
-    from ..prompts import PromptSet, prompts_from
+    from ..measuring.bench import Bench
+    from ..measuring.prompts import PromptSet, prompts_from
 
     if "OMP_NUM_THREADS" not in os.environ and large is None and not torch.cuda.is_available():
         torch.set_num_threads(1)  # the embedded pairs' products are tiny: a second thread waits more than it gains

@@ -19,9 +19,9 @@ import numpy as np
 from flowblend_plugins.errors import FlopCountError, FlowBlendError
 from flowblend_plugins.schedule import StageSchedule
 
-from ..bench import Bench, Videos
-from ..cells import CellSpec
-from ..metrics import psnr_db
+from ..measuring.bench import Bench, Videos
+from ..measuring.metrics import psnr_db
+from ..results.cells import CellSpec
 
 LARGE_RUNS = 3
 LARGE_TIMES_KEPT = 5

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_adapters.blending import velocity_moments
-from flowblend_adapters.blending.forecast_calibration import calibrate_forecast
-from flowblend_adapters.blending.velocity_moments import Place, VelocityMoments
+from flowblend_adapters.blending.forecast import moments as velocity_moments
+from flowblend_adapters.blending.forecast.calibration import calibrate_forecast
+from flowblend_adapters.blending.forecast.moments import Place, VelocityMoments
 from flowblend_plugins.testing import PipelineSnapshot, generate, tiny_wan_pipeline
 from tests.adapters.blending.by_hand import BRANCHES, ByHand
 from tests.adapters.blending.test_blending import BlendingContract
@@ -193,10 +193,10 @@ def test_a_file_that_holds_none_is_refused(changes: dict[str, Any], told: str, t
 
 def test_on_the_embedded_pair_it_errs_less_than_the_line() -> None:
     """By more than a decibel, where docs/blending.md has 3.2 dB over 24 prompts."""
-    from flowblend_compat_matrix.metrics import psnr_db
+    from flowblend_compat_matrix.measuring.metrics import psnr_db
     from flowblend_compat_matrix.reference import load_pair
-    from flowblend_compat_matrix.reference.behaviour import generate as generate_reference
     from flowblend_compat_matrix.reference.pair import evaluation_captions
+    from flowblend_research.training.wan.behaviour import generate as generate_reference
 
     pair, captions = load_pair(), evaluation_captions(4)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_plugins.stack import judge_adapters, judge_call, setting_of
+from flowblend_plugins.contract.stack import judge_adapters, judge_call, setting_of
+from flowblend_plugins.contract.traits import Composition, Verdict
 from flowblend_plugins.testing import generate, tiny_wan_denoiser, tiny_wan_pipeline
-from flowblend_plugins.traits import Composition, Verdict
 
 FOUR = "distilled(large='as_loaded', small='as_loaded', num_inference_steps=4)"
 EIGHT = "distilled(large='as_loaded', small='as_loaded', num_inference_steps=8)"

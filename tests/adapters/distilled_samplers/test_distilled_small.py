@@ -15,13 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
 import flowblend_plugins as fb
 from flowblend_adapters.distilled_samplers.own_levels import mix_levels
-from flowblend_plugins.testing import (
-    AdapterContract,
-    PipelineSnapshot,
-    generate,
-    tiny_wan_denoiser,
-    tiny_wan_pipeline,
-)
+from flowblend_plugins.testing import AdapterContract, PipelineSnapshot, generate, tiny_wan_denoiser, tiny_wan_pipeline
 from flowblend_plugins.testing.contract import seen_calls
 from tests.adapters.distilled_samplers.lora_files import write_lora
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO

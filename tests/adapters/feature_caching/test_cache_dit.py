@@ -19,8 +19,8 @@ from cache_dit import DBCacheConfig, DBPruneConfig
 from diffusers import FirstBlockCacheConfig, LTXPipeline, WanPipeline, WanVideoToVideoPipeline
 
 import flowblend_plugins as fb
-from flowblend_adapters.feature_caching.adopted_cache_dit import AdoptedCacheDit
-from flowblend_adapters.feature_caching.cache_dit import CacheDit
+from flowblend_adapters.feature_caching.cache_dit.adapter import CacheDit
+from flowblend_adapters.feature_caching.cache_dit.adopted import AdoptedCacheDit
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import flowblend_plugins as fb
-from flowblend_adapters.feature_caching.deepcache import AdoptedDeepCache, DeepCache
-from flowblend_adapters.feature_caching.deepcache_helper import find_helper
+from flowblend_adapters.feature_caching.deepcache.adapter import AdoptedDeepCache, DeepCache
+from flowblend_adapters.feature_caching.deepcache.helper import find_helper
 from flowblend_plugins.testing import PipelineSnapshot, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.exactness.pipelines import STABLE_DIFFUSION, UNETS, Family
 from tests.exactness.test_placement import offload_models

@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, LTXPipeline, SeaCacheConfig
 
 import flowblend_plugins as fb
-from flowblend_adapters.feature_caching.sea_cache import video_latents
+from flowblend_adapters.feature_caching.diffusers.sea_cache import video_latents
 from flowblend_plugins.testing import generate, tiny_ltx_pipeline, tiny_wan_pipeline
 from tests.adapters.feature_caching.native_cache_contract import NativeCacheContract, OnLTX, OnWan, small_wan
 from tests.exactness.pipelines import FAMILIES

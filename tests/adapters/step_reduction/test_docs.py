@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flowblend_adapters.step_reduction.solver import known_solvers
+from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
-from flowblend_plugins.traits import Family
 
 PAGES = Path(__file__).resolve().parents[3] / "docs" / "solvers"
 

@@ -18,12 +18,8 @@ from diffusers import (
 
 import flowblend_plugins as fb
 from flowblend_adapters.step_reduction.unipc import UniPC
-from flowblend_plugins.stack import timestep_arguments
-from flowblend_plugins.testing import (
-    generate,
-    tiny_ltx_pipeline,
-    tiny_wan_pipeline,
-)
+from flowblend_plugins.contract.stack import timestep_arguments
+from flowblend_plugins.testing import generate, tiny_ltx_pipeline, tiny_wan_pipeline
 from tests.adapters.step_reduction.solvers_by_hand import EPSILON, FLOW, drawing_from
 from tests.exactness.oracles import swapped
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION

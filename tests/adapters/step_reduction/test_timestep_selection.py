@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_adapters.step_reduction import dense_run
-from flowblend_adapters.step_reduction.dense_run import select_timesteps
-from flowblend_adapters.step_reduction.selected_timesteps import SelectedTimesteps
-from flowblend_adapters.step_reduction.timestep_selection import select_levels
+from flowblend_adapters.step_reduction.selected_timesteps import dense_run
+from flowblend_adapters.step_reduction.selected_timesteps.dense_run import select_timesteps
+from flowblend_adapters.step_reduction.selected_timesteps.selection import select_levels
+from flowblend_adapters.step_reduction.selected_timesteps.stored import SelectedTimesteps
 from flowblend_plugins.testing import PipelineSnapshot, generate, tiny_wan_pipeline
 from tests.adapters.step_reduction.solvers_by_hand import FLOW
 from tests.conftest import Result

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flowblend_plugins as fb
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 
 @dataclass(frozen=True, kw_only=True)

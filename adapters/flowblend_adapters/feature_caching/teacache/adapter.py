@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
@@ -23,7 +23,7 @@ from .rule import SkipRule
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace import Outcome
+    from flowblend_plugins.trace.trace import Outcome
 
     from .state import TeaCacheState
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.traits import Family
+from flowblend_plugins.contract.traits import Family
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from .patched import PatchedState

@@ -13,7 +13,7 @@ from torch import nn
 
 from flowblend_plugins import StackError, hookimpl
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace import Trace
+from flowblend_plugins.trace.trace import Trace
 
 from .entries import Entries
 from .uncompiled import uncompiled

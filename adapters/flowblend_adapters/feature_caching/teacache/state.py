@@ -13,7 +13,7 @@ from torch import nn
 
 from flowblend_plugins import RoutingError, hookimpl
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace import Trace
+from flowblend_plugins.trace.trace import Trace
 
 from .block_stack import BlockStack
 from .entries import Entries

@@ -34,7 +34,7 @@ def load_unet_pair(root: Path = WEIGHTS) -> UNetPair:
         if not (root / folder).is_dir():
             raise FileNotFoundError(
                 f"no trained UNet pair in {root}: {folder}/ is missing; train one with "
-                "`python -m flowblend_compat_matrix.reference.unet.train --out DIR` (docs/unet_reference_pair.md)"
+                "`python -m flowblend_research.training.unet.train --out DIR` (docs/unet_reference_pair.md)"
             )
     pipeline = StableDiffusionPipeline.from_pretrained(root / "large", dtype=torch.float32)
     small = UNet2DConditionModel.from_pretrained(root / "small", dtype=torch.float32)

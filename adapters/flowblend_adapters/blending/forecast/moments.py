@@ -1,0 +1,145 @@
+"""How alike the large denoiser's velocities are from one timestep to another, and the best guess that follows from it.
+
+Inner products ``M`` of the velocities at every pair of timesteps and guidance branches, the mean over a few
+generations, are all that least squares needs: the weights of known velocities ``K`` whose sum errs least as a guess of
+another one ``w`` solve ``M[K, K] a = M[K, w]``, the normal equations. It is the Wiener-Kolmogorov predictor, known as
+kriging where the points are places. A velocity between two calibrated timesteps stands for the line between the two.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...measured_denoiser import differences
+from ...measured_file import read_measured
+
+Array = NDArray[np.float64]
+
+TECHNIQUE = "forecast"
+RIDGE = 1e-5
+"""Of each velocity's own power: neighbours are nearly the same, and weights must not live on their difference."""
+_BUILT_IN = Path(__file__).parent / "fitted"
+_BY_HAND = "`flowblend calibrate forecast` writes such a file"
+
+
+class Place(NamedTuple):
+    """Where a velocity is: its guidance branch, and the sampler's timestep."""
+
+    branch: str | None
+    timestep: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VelocityMoments:
+    """Of one large denoiser.
+
+    Attributes:
+        class_name: of the denoiser.
+        config: its diffusers config without private entries.
+        guidance_scale: of the generations; ``None`` where it was left to the pipeline.
+        prompts: what was generated.
+        branches: guidance branches, as the pipeline names them; ``None`` where it does not.
+        timesteps: ``N`` of them, falling.
+        moments: inner products per value ``[B * N, B * N]``, one branch after another.
+    """
+
+    class_name: str
+    config: Mapping[str, Any]
+    guidance_scale: float | None
+    prompts: tuple[str, ...]
+    branches: tuple[str | None, ...]
+    timesteps: tuple[float, ...]
+    moments: Array
+
+    def weights(self, wanted: Place, known: Sequence[Place]) -> Array:
+        """Of the known velocities, in their order: their sum is the best guess of the wanted one.
+
+        Beyond the calibrated timesteps the nearest one stands. Every branch must be one of :attr:`branches`.
+        """
+        rows = np.stack([self._row(place) for place in known])
+        between = rows @ self.moments @ rows.T
+        towards = rows @ self.moments @ self._row(wanted)
+        return np.linalg.solve(between + RIDGE * np.diag(np.diag(between)), towards)
+
+    def _row(self, place: Place) -> Array:
+        """The place as shares of calibrated ones."""
+        rising = np.asarray(self.timesteps[::-1])
+        number = len(rising)
+        row = np.zeros(len(self.branches) * number)
+        start = self.branches.index(place.branch) * number
+        timestep = float(np.clip(place.timestep, rising[0], rising[-1]))
+        above = min(max(int(np.searchsorted(rising, timestep)), 1), number - 1)
+        share = (timestep - rising[above - 1]) / (rising[above] - rising[above - 1])
+        row[start + number - 1 - above] = share
+        row[start + number - above] = 1.0 - share
+        return row
+
+    def differences(self, denoiser: Any) -> list[str]:
+        """In what the denoiser that was measured differs from this one, in words."""
+        return differences(self.class_name, self.config, denoiser)
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`read` reads; of the symmetric moments the lower triangle, to seven digits."""
+        triangle = self.moments[np.tril_indices(len(self.moments))]
+        return {
+            "technique": TECHNIQUE,
+            "denoiser": {"class": self.class_name, "config": dict(self.config)},
+            "guidance_scale": self.guidance_scale,
+            "prompts": list(self.prompts),
+            "branches": list(self.branches),
+            "timesteps": list(self.timesteps),
+            "moments": [float(f"{value:.7g}") for value in triangle],
+        }
+
+    @classmethod
+    def read(cls, path: str | Path) -> VelocityMoments:
+        """From JSON: a file, or by name (``"reference"``) the moments that come with this package.
+
+        Raises:
+            ValueError: it is not there, or holds none.
+        """
+        try:
+            return read_measured(
+                path,
+                cls._from_json,
+                option="moments",
+                technique=TECHNIQUE,
+                holds="moments of velocities",
+                built_in=_BUILT_IN,
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; {_BY_HAND}") from error
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> VelocityMoments:
+        branches, timesteps = tuple(data["branches"]), tuple(float(one) for one in data["timesteps"])
+        scale = data["guidance_scale"]
+        return cls(
+            class_name=str(data["denoiser"]["class"]),
+            config=dict(data["denoiser"]["config"]),
+            guidance_scale=None if scale is None else float(scale),
+            prompts=tuple(data["prompts"]),
+            branches=branches,
+            timesteps=timesteps,
+            moments=_read_moments(branches, timesteps, data["moments"]),
+        )
+
+
+def _read_moments(branches: Sequence[str | None], timesteps: Sequence[float], triangle: Sequence[float]) -> Array:
+    size = len(branches) * len(timesteps)
+    if not branches or len(timesteps) < 2 or not all(a > b for a, b in itertools.pairwise(timesteps)):
+        raise ValueError("it has no branches, or not two timesteps or more that fall")
+    if len(triangle) != size * (size + 1) // 2:
+        raise ValueError(f"it has {len(triangle)} moments, and {size} velocities have {size * (size + 1) // 2}")
+    moments = np.zeros((size, size))
+    moments[np.tril_indices(size)] = triangle
+    if not np.isfinite(moments).all() or not (np.diag(moments) > 0.0).all():
+        raise ValueError("a moment is no number, or a velocity's power is not above 0")
+    return moments + np.tril(moments, -1).T

@@ -1,0 +1,1 @@
+"""Reading few-step weights from LoRA files and checkpoints onto a denoiser."""

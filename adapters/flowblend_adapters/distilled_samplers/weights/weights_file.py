@@ -1,0 +1,168 @@
+"""Finding the weights of a distilled denoiser: a LoRA, or a whole checkpoint, by hub id, folder or file.
+
+Safetensors only: pickle executes what it holds. Nothing is downloaded but the file that is used, and configs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_plugins import StackError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+SAMPLING_FILE = "distilled.json"
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
+_PIPELINE_OR_DENOISER = ("model_index.json", "config.json")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Distilled weights that were found.
+
+    Attributes:
+        source: what the user wrote.
+        path: the safetensors file, or the folder or hub id of a whole denoiser.
+        is_lora: whether they are added to the denoiser, or take the place of its own.
+        sampling: of ``distilled.json`` beside the file: how the weights are meant to be sampled; empty without it.
+    """
+
+    source: str
+    path: Path | str
+    is_lora: bool
+    sampling: dict[str, Any]
+
+
+def find_weights(source: str) -> WeightsFile:
+    """Find distilled weights without reading them.
+
+    Args:
+        source: a file, a folder (of a LoRA, a denoiser or a pipeline), a hub id (``"org/name"``), or a file of a hub
+            repository (``"org/name/path/file.safetensors"``).
+
+    Raises:
+        StackError: nothing is there, or it is pickle, or several files could be meant.
+    """
+    from flowblend_plugins.pairs.stored import is_hub_id  # which loads torch
+
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _from_file(source, path)
+    if path.is_dir():
+        return _from_folder(source, path)
+    in_repository = _HUB_FILE.fullmatch(source)
+    if in_repository:
+        return _from_file(source, _download(in_repository[1], in_repository[2]))
+    if is_hub_id(source):
+        return _from_hub(source)
+    raise StackError(
+        f"there are no distilled weights at {source!r}: no such file or folder here, and no hub id. Give a "
+        '.safetensors file, a folder, "org/name", or "org/name/file.safetensors".'
+    )
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file.
+
+    Raises:
+        StackError: it is no safetensors file, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise StackError(
+            f"{str(path)!r} cannot be read as safetensors: {error}. Download it again; other formats are refused."
+        ) from error
+
+
+def _from_file(source: str, path: Path) -> WeightsFile:
+    if path.suffix in _pickle_suffixes():
+        raise StackError(
+            f"{source!r} is a pickle file, and pickle is refused: it can run any code. Convert it to safetensors where "
+            "you trust its origin."
+        )
+    is_lora = any("lora" in name for name in tensor_names(path))
+    return WeightsFile(source, path, is_lora, _sampling_beside(path))
+
+
+def _from_folder(source: str, folder: Path) -> WeightsFile:
+    if any((folder / name).is_file() for name in _PIPELINE_OR_DENOISER):
+        return WeightsFile(source, folder, False, _sampling_beside(folder / SAMPLING_FILE))
+    return _from_file(source, folder / _the_one_file(source, [file.name for file in folder.iterdir()]))
+
+
+def _from_hub(hub_id: str) -> WeightsFile:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        names = HfApi().list_repo_files(hub_id)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0].rstrip(".")
+        raise StackError(
+            f"there is nothing at {hub_id!r} here, and as a hub id it cannot be asked for its files: {cause}. Check "
+            "the spelling and the network, or give a file that was downloaded."
+        ) from error
+    if any(name in names for name in _PIPELINE_OR_DENOISER):
+        return WeightsFile(hub_id, hub_id, False, {})
+    return _from_file(hub_id, _download(hub_id, _the_one_file(hub_id, names)))
+
+
+def _the_one_file(source: str, names: list[str]) -> str:
+    """Of the files of a folder or repository, the LoRA."""
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if LORA_FILE in found:
+        return LORA_FILE
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StackError(
+            f"{source!r} holds {len(found)} safetensors files ({', '.join(found[:4])}{', ...' * (len(found) > 4)}). "
+            f"Say which is meant: {source}/{found[0]}, for example."
+        )
+    pickled = sorted(name for name in names if name.endswith(_pickle_suffixes()))
+    if pickled:
+        raise StackError(
+            f"{source!r} holds its weights as pickle only ({pickled[0]}), and pickle is refused: it can run any code. "
+            "Convert them to safetensors where you trust their origin."
+        )
+    raise StackError(f"{source!r} holds no .safetensors file. Give the folder or file that holds the weights.")
+
+
+def _pickle_suffixes() -> tuple[str, ...]:
+    from flowblend_plugins.pairs.stored import PICKLE_SUFFIXES
+
+    return PICKLE_SUFFIXES
+
+
+def _download(hub_id: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(hub_id, name))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0].rstrip(".")
+        raise StackError(
+            f"{hub_id}/{name} cannot be had: {cause}. Check the spelling and the network, run `hf download {hub_id} "
+            f"{name}` where there is one, or give a local file."
+        ) from error
+
+
+def _sampling_beside(path: Path) -> dict[str, Any]:
+    file = path.parent / SAMPLING_FILE
+    if not file.is_file():
+        return {}
+    try:
+        sampling = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StackError(f"{str(file)!r} cannot be read as JSON: {error}. Repair it, or take it away.") from error
+    if not isinstance(sampling, dict):
+        raise StackError(f"{str(file)!r} holds no JSON object. Repair it, or take it away.")
+    return sampling

@@ -1,0 +1,1 @@
+"""DeepCache on UNets, one helper for each denoiser."""

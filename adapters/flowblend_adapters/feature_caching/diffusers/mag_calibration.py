@@ -1,0 +1,128 @@
+"""Measuring MagCache's magnitude ratios with diffusers' own calibration mode, on each denoiser of a pair by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffusers import MagCacheConfig
+from torch import nn
+
+from flowblend_plugins import StackError, Trace, enable
+
+from ...measured_denoiser import config_facts
+from .mag_cache import MagCache, mag_states
+from .mag_ratios import DenoiserRatios, MagRatios
+from .native_cache import denoiser_obstacles, enabled_cache, opens_cache_contexts, restored_hooks
+
+
+def calibrate_mag_ratios(
+    pipe: Any,
+    small: Any = None,
+    *,
+    calls: Sequence[Mapping[str, Any]],
+    denoisers: Mapping[str, Any] | None = None,
+) -> MagRatios:
+    """Measure the ratios of every denoiser of a pair, each on generations of its own.
+
+    diffusers' MagCache runs in its calibration mode, in which nothing is skipped, on one denoiser at a time under a
+    schedule that calls that one alone. ``pipe`` is afterwards what it was.
+
+    Args:
+        pipe: a diffusers pipeline; its denoiser is ``L``.
+        small: the small denoiser ``S``, as ``enable()`` takes it.
+        calls: keyword arguments of each generation: prompts, ``num_inference_steps``, guidance. A ``generator`` gives
+            every denoiser the same noise.
+        denoisers: further denoisers by letter.
+
+    Raises:
+        StackError: the generations differ in their number of steps, or a ratio is no number.
+        FlowBlendError: as ``enable()``.
+    """
+    if not calls:
+        raise StackError("calibrating MagCache takes at least one generation; calls is empty.")
+    letters = ["L", *(["S"] if small is not None else []), *(denoisers or {})]
+    measured: dict[str, DenoiserRatios] = {}
+    num_steps: set[int] = set()
+    for letter in letters:
+        with enable(pipe, small if letter == "S" else None, letter * 3, denoisers=denoisers) as blend:
+            denoiser: Any = blend.denoisers[letter]
+            _refuse(pipe, letter, denoiser)
+            generations = []
+            for call in calls:
+                with _calibrating(denoiser, blend.trace) as seen, _rewound(call.get("generator")):
+                    pipe(**call)
+                generations.append(seen)
+            num_steps |= {len(seen) for seen in generations}
+            if len(num_steps) != 1:
+                raise StackError(
+                    f"the generations to calibrate MagCache on have {' and '.join(map(str, sorted(num_steps)))} steps. "
+                    "Give all of them the same num_inference_steps."
+                )
+            measured[letter] = DenoiserRatios(
+                class_name=type(denoiser).__name__, config=config_facts(denoiser), ratios=_mean(letter, generations)
+            )
+    return MagRatios(num_inference_steps=num_steps.pop(), num_generations=len(calls), denoisers=measured)
+
+
+def _refuse(pipe: Any, letter: str, denoiser: Any) -> None:
+    for found, remedy in denoiser_obstacles(denoiser, MagCache.min_blocks, MagCache.needs_registered_blocks):
+        raise StackError(f"MagCache cannot be calibrated on denoiser {letter}: {found}. {remedy}")
+    if denoiser.is_cache_enabled:
+        raise StackError(
+            f"MagCache cannot be calibrated on denoiser {letter}: it has a cache enabled "
+            f"({type(denoiser._cache_config).__name__}), so not every step would be computed. Call disable_cache() on "
+            "it first."
+        )
+    if opens_cache_contexts(pipe) is False:
+        raise StackError(
+            f"MagCache cannot be calibrated on {type(pipe).__name__}: it opens no cache context, so the guidance "
+            "branches could not be told apart. Use 'teacache' instead."
+        )
+
+
+@contextlib.contextmanager
+def _calibrating(denoiser: Any, trace: Trace) -> Iterator[dict[int, list[float]]]:
+    """Step to the ratios of its guidance branches; filled while the pipeline runs."""
+    # At the last of its steps diffusers prints the ratios and forgets them, so it is told of more than there will be.
+    config = MagCacheConfig(calibrate=True, num_inference_steps=10**9)
+    seen: dict[int, list[float]] = {}
+    with restored_hooks(denoiser), enabled_cache(denoiser, config):
+        states = mag_states(denoiser)
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if trace.step is not None:
+                seen.setdefault(trace.step.step_index, []).append(states.get_state().calibration_ratios[-1])
+
+        handle = denoiser.register_forward_hook(note)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _rewound(generator: Any) -> Iterator[None]:
+    """The same random numbers again for the next one who is given this generator, or list of them."""
+    generators = [] if generator is None else generator if isinstance(generator, list) else [generator]
+    states = [one.get_state() for one in generators]
+    try:
+        yield
+    finally:
+        for one, state in zip(generators, states, strict=True):
+            one.set_state(state)
+
+
+def _mean(letter: str, generations: Sequence[Mapping[int, Sequence[float]]]) -> tuple[float, ...]:
+    values = []
+    for step in sorted(generations[0]):
+        ratios = [ratio for seen in generations for ratio in seen[step]]
+        values.append(math.fsum(ratios) / len(ratios))
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise StackError(
+            f"denoiser {letter}: a magnitude ratio came out as no number above 0, so its outputs are broken. Check its "
+            "weights and its number format with a plain generation."
+        )
+    return tuple(values)

@@ -1,0 +1,115 @@
+"""Magnitude ratios of a pair's denoisers, as MagCache needs them: a JSON file with those of each.
+
+A ratio is the mean over tokens of ``|residual of the block stack| / |residual one step before|``. It depends on the
+weights, the number of steps and the noise schedule, so each denoiser of a pair has its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_plugins import AdapterError, StackError
+
+from ...measured_denoiser import differences
+from ...measured_file import read_measured
+
+TECHNIQUE = "mag_cache"
+_BUILT_IN = Path(__file__).parent / "measured_ratios"
+_BY_HAND = "`flowblend calibrate mag-cache` writes such a file."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserRatios:
+    """One denoiser's ratios, and which denoiser that is.
+
+    Attributes:
+        class_name: of the denoiser.
+        config: its diffusers config without private entries.
+        ratios: one for each step, the mean over guidance branches and generations; the first is 1.
+    """
+
+    class_name: str
+    config: Mapping[str, Any]
+    ratios: tuple[float, ...]
+
+    def differences(self, denoiser: Any) -> list[str]:
+        """In what the calibrated denoiser differs from this one, in words."""
+        return differences(self.class_name, self.config, denoiser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagRatios:
+    """Ratios of every denoiser of a pair, measured over the same number of steps.
+
+    Attributes:
+        num_inference_steps: length of the sampler's list of timesteps.
+        num_generations: how many generations each ratio is the mean over.
+        denoisers: letter to ratios.
+    """
+
+    num_inference_steps: int
+    num_generations: int
+    denoisers: Mapping[str, DenoiserRatios]
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`read` reads."""
+        return {
+            "technique": TECHNIQUE,
+            "num_inference_steps": self.num_inference_steps,
+            "num_generations": self.num_generations,
+            "denoisers": {
+                letter: {"class": entry.class_name, "config": entry.config, "ratios": entry.ratios}
+                for letter, entry in self.denoisers.items()
+            },
+        }
+
+    @classmethod
+    def read(cls, path: str | Path) -> MagRatios:
+        """From JSON: a file, or by name (``"reference"``) the ratios of a pair that come with this package.
+
+        Raises:
+            AdapterError: it is not there, or holds no ratios of MagCache.
+        """
+        try:
+            return read_measured(
+                path,
+                cls._from_json,
+                option="ratios",
+                technique=TECHNIQUE,
+                holds="ratios of MagCache",
+                built_in=_BUILT_IN,
+            )
+        except ValueError as error:
+            raise AdapterError(f"{error}. {_BY_HAND}") from error
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> MagRatios:
+        num_steps = int(data["num_inference_steps"])
+        entries = {}
+        for letter, entry in data["denoisers"].items():
+            ratios = tuple(float(ratio) for ratio in entry["ratios"])
+            if len(ratios) != num_steps or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+                raise ValueError(f"denoiser {letter} has not {num_steps} ratios above 0")
+            entries[letter] = DenoiserRatios(class_name=entry["class"], config=entry["config"], ratios=ratios)
+        return cls(num_inference_steps=num_steps, num_generations=int(data["num_generations"]), denoisers=entries)
+
+    def of(self, letter: str, denoiser: Any) -> tuple[float, ...]:
+        """The ratios of one denoiser.
+
+        Raises:
+            StackError: it was not calibrated.
+        """
+        named = [self.denoisers[letter]] if letter in self.denoisers else []
+        entries = [*named, *(entry for key, entry in self.denoisers.items() if key != letter)]
+        for entry in entries:
+            if not entry.differences(denoiser):
+                return entry.ratios
+        told = "; ".join(entries[0].differences(denoiser)[:4]) if entries else "there is none"
+        raise StackError(
+            f"'mag_cache' on denoiser {letter}: the ratios are of another denoiser ({told}). Run "
+            "`flowblend calibrate mag-cache` on this pair, or leave this denoiser out with denoisers=...."
+        )

@@ -1,0 +1,1 @@
+"""The commands `flowblend matrix run`, `report` and `diff`."""

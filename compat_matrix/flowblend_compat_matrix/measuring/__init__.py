@@ -1,0 +1,1 @@
+"""Measuring cells on a loaded pair: baselines, metrics, figures and verdicts."""

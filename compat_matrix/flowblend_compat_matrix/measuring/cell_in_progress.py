@@ -1,0 +1,77 @@
+"""A cell while it is measured, and what becomes of it when something is raised over it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flowblend_plugins.contract.traits import Composition
+from flowblend_plugins.errors import AdapterError, PairError, ScheduleError, StackError
+
+from ..results.cells import CellSpec
+from ..results.matrix_results import CellResult
+from ..results.verdicts import Observed
+from .bench import Made
+
+_REFUSALS = (StackError, ScheduleError, PairError, AdapterError)
+
+
+@dataclass
+class CellInHand:
+    """A cell while it is measured.
+
+    Attributes:
+        spec: what is run.
+        result: what is known of it so far.
+        made: its videos, once they are made.
+        inert: names of the adapters of its stack that are declared to change nothing in it.
+    """
+
+    spec: CellSpec
+    result: CellResult
+    made: Made | None = None
+    inert: frozenset[str] = frozenset()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether nothing has ended it yet."""
+        return self.result.observed is None
+
+    def conclude(self, verdict: Observed, reasons: Iterable[str]) -> None:
+        """Give it its observed verdict."""
+        self.result.observed = verdict.value
+        self.result.reasons = list(reasons)
+
+    @contextlib.contextmanager
+    def takes_the_blame(self) -> Iterator[None]:
+        """What is raised in here is the cell's result, and the time is the cell's; only an interruption passes."""
+        result, started = self.result, time.perf_counter()
+        try:
+            yield
+        except _REFUSALS as error:
+            self.conclude(Observed.REFUSED, [str(error)])
+            if result.declared not in (None, Composition.REFUSED.value):
+                result.reasons.append(f"Its traits say {result.declared!r}, so this was not foreseen.")
+        except ModuleNotFoundError as error:
+            self.conclude(Observed.SKIPPED, [f"{error.name} is not installed."])
+        except Exception as error:
+            self.conclude(Observed.BROKEN, [_in_words(error)])
+            result.failure = "out_of_memory" if _is_out_of_memory(error) else "raised"
+            result.error = "".join(traceback.format_exception(error)[-4:])
+        result.seconds = (result.seconds or 0.0) + time.perf_counter() - started
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _in_words(error: BaseException) -> str:
+    if _is_out_of_memory(error):
+        first_line = str(error).partition("\n")[0]
+        return f"It ran out of memory: {type(error).__name__}: {first_line}".rstrip(": ")
+    return f"It raised {type(error).__name__}: {error}"

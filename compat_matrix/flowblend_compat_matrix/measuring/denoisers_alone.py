@@ -1,0 +1,88 @@
+"""Either denoiser alone, before any cell: large-only is what every cell is held against, small-only the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from flowblend_plugins.calibration.divergence import Divergence, shadowed
+from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.hookspecs import Metric
+from flowblend_plugins.trace.trace import GenerationFlops, Trace
+
+from ..results.cells import CellSpec
+from ..results.matrix_results import ControlResult
+from .baselines import LARGE_ALONE, SMALL_ALONE
+from .bench import Bench, Videos
+from .measurements import compare_videos, count_flops
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Either denoiser alone, against which every cell is held.
+
+    Attributes:
+        latents: of large-only, of the first prompt.
+        videos: of large-only, of all prompts; ``small_videos`` of small-only.
+        flops: of one large-only generation of the first prompt; ``None`` where they cannot be counted.
+        divergences: of the small denoiser in that generation's shadow.
+        large, small: what the results say of them.
+        num_forwards: denoiser forwards that all this took, one for each video of a batch.
+    """
+
+    latents: torch.Tensor
+    videos: Videos
+    small_videos: Videos
+    flops: GenerationFlops | None
+    divergences: list[Divergence]
+    large: ControlResult
+    small: ControlResult
+    num_forwards: int
+
+
+def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]) -> Baseline:
+    """Large-only: warm it up, watch the small denoiser in its shadow, make the reference videos. Then small-only.
+
+    Raises:
+        FlowBlendError: watching changed the trajectory, so nothing that follows could be trusted.
+    """
+    first = bench.time_latents(None, "large-only, warming up")
+    spec = CellSpec(LARGE_ALONE)
+    with bench.enabled(spec) as blend:
+        assert blend is not None
+        with shadowed(blend.trace, bench.guidance_scale) as shadow:
+            watched = bench.time_latents(spec, "large-only, the small denoiser in its shadow")
+        large, flops = _describe_control(blend.trace)
+    second = bench.time_latents(None, "large-only")
+    if not (torch.equal(watched.latents, first.latents) and torch.equal(second.latents, first.latents)):
+        raise FlowBlendError(
+            f"large-only on {pair_name} does not repeat itself bit for bit, so nothing can be compared with "
+            "it. Is its sampler deterministic, and does another process change its weights?"
+        )
+    large.latency_ms = second.latency_ms
+    videos = bench.make_videos(None, "large-only, videos")
+    compare_videos(videos, None, metrics, bench.prompts.judge, large)
+
+    spec = CellSpec(SMALL_ALONE)
+    with bench.enabled(spec) as blend:
+        assert blend is not None
+        timed = bench.time_latents(spec, "small-only")
+        small, _ = _describe_control(blend.trace)
+        small_videos = bench.make_videos(spec, "small-only, videos")
+    small.latency_ms = timed.latency_ms
+    compare_videos(small_videos, videos, metrics, bench.prompts.judge, small)
+
+    assert large.num_forwards is not None
+    assert small.num_forwards is not None
+    num_forwards = large.num_forwards * (4 + len(videos)) + small.num_forwards * (1 + len(videos))
+    return Baseline(first.latents, videos, small_videos, flops, shadow.divergences, large, small, num_forwards)
+
+
+def _describe_control(trace: Trace) -> tuple[ControlResult, GenerationFlops | None]:
+    """The forwards and FLOPs of the last generation."""
+    control, flops = ControlResult(num_forwards=len(trace.generations[-1].calls)), count_flops(trace)
+    if flops:
+        control.linear_flops, control.full_flops = flops.linear, flops.full
+    return control, flops

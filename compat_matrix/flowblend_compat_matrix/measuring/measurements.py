@@ -1,0 +1,139 @@
+"""From what was seen to the figures of a cell: times, forwards, FLOPs and metrics over the prompts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowblend_plugins.errors import FlopCountError
+from flowblend_plugins.hookspecs import Metric
+from flowblend_plugins.trace.trace import Generation, GenerationFlops, Trace
+
+from ..results.cell_result import UNNAMED_BRANCH
+from ..results.cells import CellSpec
+from ..results.matrix_results import CellResult, ControlResult
+from .bench import Timed, Videos
+from .metrics import flicker
+from .prompts import Judge
+
+
+@dataclass
+class Times:
+    """Of every cell and control, in the order of the rounds: milliseconds, and the latents of every generation."""
+
+    ms: dict[CellSpec | None, list[float]] = field(default_factory=lambda: defaultdict(list))
+    latents: dict[CellSpec | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, contender: CellSpec | None, timed: Timed) -> None:
+        self.ms[contender].append(timed.latency_ms)
+        self.latents[contender].append(timed.latents)
+
+
+def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None:
+    """Speed as ratios to the controls that ran in the same round, so that a slow moment slows both sides.
+
+    Args:
+        times: milliseconds by round: of ``"cell"``, ``"large"``, and with adapters on a schedule that changes
+            denoisers of ``"blend"`` and ``"stack"``.
+        result: is filled in.
+    """
+    cell, large = np.array(times["cell"]), np.array(times["large"])
+    result.latency_ms, result.latency_ms_range = _median_and_range(cell)
+    result.speedup_over_large, result.speedup_over_large_range = _median_and_range(large / cell)
+    if "blend" in times and "stack" in times:
+        blend, stack = np.array(times["blend"]), np.array(times["stack"])
+        result.speedup_over_blend = float(np.median(blend / cell))
+        result.speedup_over_stack = float(np.median(stack / cell))
+        # Observed over the product of the parts, (large / cell) / ((large / blend) (large / stack)), shortened.
+        result.stacking_efficiency = float(np.median(blend * stack / (cell * large)))
+
+
+def _median_and_range(values: Any) -> tuple[float, list[float]]:
+    return float(np.median(values)), [float(values.min()), float(values.max())]
+
+
+def describe_generation(generation: Generation, result: CellResult) -> None:
+    """Which forwards were made, in total, by denoiser, stage and branch, and step by step."""
+    computed = Counter(call.step.denoiser for call in generation.calls if call.has_run)
+    answered = Counter(call.outcome for call in generation.calls if not call.has_run)
+    result.num_large_forwards, result.num_small_forwards = computed["L"], computed["S"]
+    result.num_reused_forwards, result.num_predicted_forwards = answered["reuse"], answered["predict"]
+    counts = Counter(
+        (call.step.denoiser, call.step.stage.value, call.step.branch, call.outcome) for call in generation.calls
+    )
+    result.forwards = [
+        {"denoiser": denoiser, "stage": stage, "branch": branch, "outcome": outcome, "num": num}
+        for (denoiser, stage, branch, outcome), num in counts.items()
+    ]
+    result.timeline = _timeline(generation)
+
+
+def _timeline(generation: Generation) -> list[dict[str, Any]]:
+    steps: dict[int, dict[str, Any]] = {}
+    for call in generation.calls:
+        if call.is_extra:
+            continue
+        row = steps.setdefault(
+            call.step.step_index,
+            {
+                "step_index": call.step.step_index,
+                "sigma": call.step.sigma,
+                "denoiser": call.step.denoiser,
+                "stage": call.step.stage.value,
+                "outcomes": {},
+            },
+        )
+        row["outcomes"][call.step.branch or UNNAMED_BRANCH] = call.outcome
+    return list(steps.values())
+
+
+def count_flops(trace: Trace) -> GenerationFlops | None:
+    """Of the last generation; ``None`` where they cannot be counted from shapes alone."""
+    try:
+        return trace.flops()
+    except FlopCountError:
+        return None
+
+
+def over_prompts(name: str, metric: Metric, videos: Videos, wanted: Videos) -> tuple[float | None, float | None]:
+    """Mean and standard deviation over the prompts; neither infinite values (PSNR of equal videos) nor NaN (a
+    metric that does not apply) are part of them."""
+    try:
+        values = [float(metric(video, other)) for video, other in zip(videos, wanted, strict=True)]
+    except Exception as error:
+        raise RuntimeError(f"the metric {name!r} failed: {type(error).__name__}: {error}") from error
+    finite = [value for value in values if np.isfinite(value)]
+    return (float(np.mean(finite)), float(np.std(finite))) if finite else (None, None)
+
+
+def compare_videos(
+    videos: Videos,
+    reference: Videos | None,
+    metrics: Mapping[str, Metric],
+    judge: Judge | None,
+    result: CellResult | ControlResult,
+) -> None:
+    """Fidelity to large-only's videos (``None``: these are they), and what a judge says of them.
+
+    Args:
+        result: is filled in.
+    """
+    if reference is not None:
+        for name, metric in metrics.items():
+            mean, std = over_prompts(name, metric, videos, reference)
+            if name == "psnr_db":
+                result.psnr_db, result.psnr_db_std = mean, std
+            elif name == "ssim":
+                result.ssim, result.ssim_std = mean, std
+            elif mean is not None:
+                result.metrics[name] = {"mean": mean, "std": std}
+    elif videos.shape[1] >= 3:
+        result.metrics["flicker"] = {"mean": flicker(videos), "std": None}
+    if judge is not None:
+        result.prompt_alignment = judge.alignment(videos)
+        result.frechet_distance = judge.frechet_distance(videos)

@@ -1,0 +1,295 @@
+"""Measuring the cells of a matrix, each beside its controls, in one process.
+
+The cells of a few stacks are measured together, in three rounds of work: their videos, for which those of one stack
+share the steps that their schedules have in common, and one whole generation after them; rounds of timed generations,
+with one set of controls for all; and the judgement. A generation that is timed is always run whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from flowblend_plugins import Blend
+from flowblend_plugins.contract.adapter import arguments_set_by
+from flowblend_plugins.contract.stack import judge_adapters, judge_call, setting_of
+from flowblend_plugins.contract.traits import Composition, Verdict
+from flowblend_plugins.hookspecs import Metric
+from flowblend_plugins.manager import make_adapters, make_plugin_manager
+from flowblend_plugins.pipelines.components import denoiser_slot
+from flowblend_plugins.trace.generation import CallRecord
+
+from ..results.cells import CellSpec
+from ..results.matrix_results import CellResult
+from ..results.verdicts import Observed, QualityBudget
+from .audit import audit
+from .baselines import SMALL_ALONE, controls_of, num_switches, order_of_round
+from .bench import Bench, Made, Videos, forget_peak_memory, peak_memory
+from .cell_figures import judge_cell
+from .cell_in_progress import CellInHand
+from .denoisers_alone import Baseline, measure_baseline
+from .jobs import Began
+from .measurements import Times, count_flops, describe_generation
+
+
+@dataclass
+class Measured:
+    """A cell's result, and its videos to be written."""
+
+    result: CellResult
+    videos: Videos | None = None
+
+
+class MatrixRunner:
+    """Measures cells on one bench.
+
+    Args:
+        bench: the loaded pair and its call.
+        pair_name: as results name it.
+        metrics: name to function of (video, large-only's video).
+        num_repeats: timed generations of each cell and of each of its controls.
+        budget: below it a cell is degraded.
+        is_sharing: ``False`` computes every step of every cell, and its controls for it alone.
+        runs_refused: cells that are declared incompatible are run all the same, so that the declaration is audited.
+        while_timing: entered around what is timed, so that nothing else of ours runs on the machine meanwhile.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        pair_name: str,
+        metrics: Mapping[str, Metric],
+        num_repeats: int = 3,
+        budget: QualityBudget | None = None,
+        is_sharing: bool = True,
+        runs_refused: bool = False,
+        while_timing: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self._bench = bench
+        self._pair_name = pair_name
+        self._metrics = dict(metrics)
+        self._num_repeats = num_repeats
+        self._budget = budget or QualityBudget()
+        self._is_sharing = is_sharing
+        self._runs_refused = runs_refused
+        self._while_timing = while_timing
+        self._num_calls: dict[CellSpec | None, int] = {}
+        self._warm: set[CellSpec] = set()
+
+    def measure_baseline(self) -> Baseline:
+        """Either denoiser alone. Raises ``FlowBlendError`` where large-only does not repeat itself."""
+        baseline = measure_baseline(self._bench, self._pair_name, self._metrics)
+        assert baseline.large.num_forwards is not None
+        self._num_calls[None] = baseline.large.num_forwards
+        return baseline
+
+    def measure(self, spec: CellSpec, baseline: Baseline) -> Measured:
+        """One cell. Whatever it raises is its own result; only an interruption passes through."""
+        return next(found for found in self.measure_together([spec], baseline) if isinstance(found, Measured))
+
+    def measure_together(self, specs: Sequence[CellSpec], baseline: Baseline) -> Iterator[Began | Measured]:
+        """Stacks on several schedules; each result as soon as nothing more is learnt about it."""
+        stacks = list(dict.fromkeys(spec.stack for spec in specs))
+        in_order = sorted(specs, key=lambda spec: (stacks.index(spec.stack), num_switches(spec)))
+        cells = [CellInHand(spec, self._blank(spec)) for spec in in_order]
+        times = Times()
+        cells = yield from self._make_all(cells, baseline, times)
+        if not cells:
+            return
+        yield from self._time_all(cells, baseline, times)
+        if len(cells) > 1 and not self._is_large_as_before(baseline, times):
+            # One of them left something behind. Each by itself, on a pair that nothing has touched, shows which.
+            self._begin_again()
+            for cell in cells:
+                if cell.is_running:
+                    yield from self.measure_together([cell.spec], baseline)
+                else:
+                    yield Measured(cell.result)
+            return
+        for cell in cells:
+            if cell.is_running:
+                with self._blaming(cell, baseline):
+                    self._judge(cell, baseline, times)
+            yield Measured(cell.result, cell.made.videos if cell.made else None)
+
+    def declare(self, spec: CellSpec) -> Verdict:
+        """The verdict on a cell from the traits of its adapters, before anything runs."""
+        bench = self._bench
+        adapters = make_adapters(make_plugin_manager(bench.plugins), spec.stack)
+        setting = setting_of(bench.pipe, denoiser_slot(bench.pipe), spec.schedule, "recompute")
+        before = judge_adapters(adapters, bench.pipe, setting)
+        if before.composition is Composition.REFUSED:
+            return before
+        call = bench.call_arguments(spec) | arguments_set_by(adapters)
+        return judge_call(adapters, setting, bench.pipe, call)
+
+    # -- the rounds of work: each goes on with the cells that the one before left over ------------------------------
+
+    def _make_all(
+        self, cells: Sequence[CellInHand], baseline: Baseline, times: Times
+    ) -> Generator[Began | Measured, None, list[CellInHand]]:
+        done: dict[tuple[str, ...], list[Made]] = defaultdict(list)
+        for cell in cells:
+            yield self._began(cell, "videos")
+            with self._blaming(cell, baseline):
+                self._declare(cell)
+                with self._bench.enabled(cell.spec) as blend:
+                    assert blend is not None
+                    cell.made = self._make(cell, blend, done[cell.spec.stack])
+                    self._generate_once_more(cell, blend, baseline, times)
+                self._prepare_controls(cell, times)
+                if self._is_sharing:
+                    done[cell.spec.stack].append(cell.made)
+            if not cell.is_running:
+                yield Measured(cell.result)
+        left = [cell for cell in cells if cell.is_running]
+        for cell in left:
+            assert cell.made is not None
+            cell.made = replace(cell.made, recordings=[])  # they are as large as the trajectories
+        return left
+
+    def _time_all(self, cells: Sequence[CellInHand], baseline: Baseline, times: Times) -> Iterator[Began]:
+        by_spec = {cell.spec: cell for cell in cells}
+        yield Began(self._pair_name, cells[0].spec.id, "waiting for its turn to be timed", is_waiting=True)
+        with self._while_timing():
+            for number in range(self._num_repeats):
+                for contender in order_of_round(by_spec, number):
+                    cell = by_spec.get(contender) if contender is not None else None
+                    if cell is not None and not cell.is_running:
+                        continue
+                    yield self._began(cell or cells[0], f"{number + 1} of {self._num_repeats}")
+                    if cell is not None:
+                        with self._blaming(cell, baseline):
+                            self._time(contender, cell.result, times)
+                    else:  # a control that fails is one that is missing
+                        with contextlib.suppress(Exception):
+                            self._time(contender, cells[0].result, times)
+
+    # -- one part of one cell --------------------------------------------------------------------------------------
+
+    def _blank(self, spec: CellSpec) -> CellResult:
+        return CellResult(id=spec.id, pair=self._pair_name, schedule=spec.schedule.text, adapters=list(spec.stack))
+
+    def _began(self, cell: CellInHand, what: str) -> Began:
+        return Began(self._pair_name, cell.spec.id, what)
+
+    @contextlib.contextmanager
+    def _blaming(self, cell: CellInHand, baseline: Baseline) -> Iterator[None]:
+        with cell.takes_the_blame():
+            yield
+        if cell.result.failure in ("raised", "out_of_memory"):
+            cell.made = None
+            self._make_sure_of_large(cell, baseline)
+
+    def _declare(self, cell: CellInHand) -> None:
+        declared = self.declare(cell.spec)
+        cell.result.declared = declared.composition.value
+        cell.result.declared_reasons = [str(reason) for reason in declared.reasons]
+        cell.inert = frozenset(reason.adapter for reason in declared.reasons if reason.adapter)
+        if not self._runs_refused:
+            declared.refuse_if_it_must()
+
+    def _make(self, cell: CellInHand, blend: Blend, done: Sequence[Made]) -> Made:
+        """The cell's videos."""
+        bench, spec, result = self._bench, cell.spec, cell.result
+        started = time.perf_counter()
+        forget_peak_memory()
+        made = bench.make_shared(blend, spec, done, f"{spec.id}: videos")
+        result.peak_memory_mb, result.peak_memory_of = peak_memory()
+        result.num_forwards_run += made.num_forwards
+        result.seconds_for_videos = time.perf_counter() - started
+        return made
+
+    def _generate_once_more(self, cell: CellInHand, blend: Blend, baseline: Baseline, times: Times) -> None:
+        """A whole generation of the first prompt in the same blend: it warms up, and tells what the cell calls.
+
+        The timed ones are each the first of a blend of their own, so they differ from it where state leaks.
+        """
+        bench, spec, result = self._bench, cell.spec, cell.result
+        times.latents[spec].append(bench.time_latents(spec, f"{spec.id}: warming up").latents)
+        generation, flops = blend.trace.generations[-1], count_flops(blend.trace)
+        num_steps = generation.calls[0].step.num_inference_steps
+        sigmas = list(bench.pipe.scheduler.sigmas.tolist()) if spec.schedule.needs_sigmas else None
+        result.stages = spec.schedule.describe(num_steps, sigmas)
+        describe_generation(generation, result)
+        self._learn_calls(spec, generation.calls)
+        self._count(spec, result)
+        if flops and baseline.flops:
+            result.flops_fraction_linear = flops.linear / baseline.flops.linear
+            result.flops_fraction_full = flops.full / baseline.flops.full
+
+    def _prepare_controls(self, cell: CellInHand, times: Times) -> None:
+        """Warm those up that this process has not run before; without sharing make their videos for this cell alone."""
+        bench, spec, result = self._bench, cell.spec, cell.result
+        if not self._is_sharing:
+            started = time.perf_counter()
+            videos = bench.make_videos(None, f"{spec.id}: large-only")
+            result.num_forwards_run += len(videos) * self._num_calls[None]
+            for control in (CellSpec(SMALL_ALONE), *controls_of(spec)):
+                with bench.enabled(control) as blend:
+                    assert blend is not None
+                    made = bench.make_shared(blend, control, (), f"{spec.id}: {control.id}")
+                result.num_forwards_run += made.num_forwards
+            result.seconds_for_videos = (result.seconds_for_videos or 0.0) + time.perf_counter() - started
+        for control in controls_of(spec):
+            if control not in self._warm and control not in times.latents:
+                self._warm.add(control)
+                with bench.enabled(control) as blend:
+                    assert blend is not None
+                    bench.time_latents(control, f"{spec.id}: {control.id}, warming up")
+                    self._learn_calls(control, blend.trace.generations[-1].calls)
+                    self._count(control, result)
+
+    def _time(self, contender: CellSpec | None, payer: CellResult, times: Times) -> None:
+        what = f"{contender.id if contender else 'large-only'}, timed"
+        with self._bench.enabled(contender):
+            times.add(contender, self._bench.time_latents(contender, what))
+        self._count(contender, payer)
+
+    def _judge(self, cell: CellInHand, baseline: Baseline, times: Times) -> None:
+        is_as_before = self._is_large_as_before(baseline, times)
+        judge = self._bench.prompts.judge
+        judge_cell(cell, baseline, times, is_as_before, self._metrics, judge, self._budget)
+        # Alone it would take its own controls for its own seeds and every step; its timing shares nothing as it is.
+        assert baseline.small.num_forwards is not None
+        num_calls = self._num_calls[None] + self._num_calls[cell.spec] + baseline.small.num_forwards
+        num_calls += sum(self._num_calls.get(control, 0) for control in controls_of(cell.spec))
+        num_videos = len(cell.made.videos) if cell.made else 0
+        cell.result.num_forwards_alone = cell.result.num_forwards_timed + num_videos * num_calls
+        audit(self._bench, cell, times.latents[cell.spec][-1])
+        if cell.result.observed == Observed.BROKEN.value:
+            cell.result.failure = "inexact"
+            self._make_sure_of_large(cell, baseline)
+
+    def _learn_calls(self, spec: CellSpec, calls: Sequence[CallRecord]) -> None:
+        self._num_calls[spec] = sum(call.has_run for call in calls)
+
+    def _count(self, spec: CellSpec | None, payer: CellResult) -> None:
+        """Add a whole generation of the first prompt to the forwards that a cell took."""
+        payer.num_forwards_run += self._num_calls[spec]
+        payer.num_forwards_timed += self._num_calls[spec]
+
+    def _is_large_as_before(self, baseline: Baseline, times: Times) -> bool:
+        again = times.latents[None]
+        return len(again) == self._num_repeats and all(torch.equal(one, baseline.latents) for one in again)
+
+    def _make_sure_of_large(self, cell: CellInHand, baseline: Baseline) -> None:
+        """After a broken cell: is large-only what it was? If not, say so and begin again with a fresh pair."""
+        result = cell.result
+        try:
+            again = self._bench.time_latents(None, f"{result.id}: large-only after it broke")
+            result.is_teardown_clean = torch.equal(again.latents, baseline.latents)
+        except Exception:
+            result.is_teardown_clean = False
+        if not result.is_teardown_clean:
+            result.reasons.append("It left the pipeline changed; the cells after it ran on a freshly loaded pair.")
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._bench.reload()
+        self._warm.clear()

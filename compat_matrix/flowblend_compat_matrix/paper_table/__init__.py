@@ -1,4 +1,0 @@
-"""A table like that of FlowBlending (arXiv 2512.24724) on the reference pair, beside the paper's published FLOPs.
-
-``python -m flowblend_compat_matrix.paper_table [--prompts N] [--repeats N] [--json FILE] [--page FILE]``
-"""

@@ -1,0 +1,1 @@
+"""Results of a matrix run: cells, verdicts, expectations, and the difference of two runs."""

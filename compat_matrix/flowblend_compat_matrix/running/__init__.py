@@ -1,0 +1,1 @@
+"""Running a matrix: planning jobs, worker processes, resuming, and the output folder."""

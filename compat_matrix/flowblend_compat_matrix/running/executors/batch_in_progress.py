@@ -1,0 +1,57 @@
+"""How far a worker is with a batch, as it has said, and what to blame and to go on with when it is lost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from ...measuring.jobs import Batch, Began, Message, Outcome
+from ...results.cells import CellSpec
+
+
+class BatchInHand:
+    """A batch that a worker has been given.
+
+    Attributes:
+        batch: what was given.
+        now: what the worker has last begun.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._finished = set[str]()
+        self.hear(Began(batch.pair, None, "starting"))
+
+    def hear(self, message: Message) -> None:
+        """Take note of what the worker says."""
+        if isinstance(message, Began):
+            self.now, self._since = message, time.monotonic()
+        elif isinstance(message, Outcome):
+            self._finished.add(message.result.id)
+
+    def is_over(self, limit_s: float | None) -> bool:
+        """Whether a part of a cell takes longer than the limit; loading a pair takes as long as it takes."""
+        if limit_s is None or self.now.cell is None or self.now.is_waiting:
+            return False
+        return time.monotonic() - self._since > limit_s
+
+    def explain_hanging(self, limit_s: float) -> str:
+        """One sentence for the cell that is over the limit."""
+        return f"It took longer than the limit of {limit_s:g} s ({self.now.what})."
+
+    def to_blame(self) -> CellSpec | None:
+        """The cell over which the worker was lost; ``None`` if every cell is finished."""
+        unfinished = [cell for cell in self.batch.cells if cell.id not in self._finished]
+        # Lost after a cell and before the next one began: the next one it would have been.
+        return next((cell for cell in unfinished if cell.id == self.now.cell), unfinished[0] if unfinished else None)
+
+    def left(self, without: CellSpec | None = None) -> Batch | None:
+        """What is not finished, but for one cell."""
+        return self.batch.without({*self._finished, *([without.id] if without else [])})
+
+
+def take_batch(waiting: deque[Batch], pair: str | None) -> Batch:
+    """The next batch, one of the pair that the worker has loaded already if there is any."""
+    batch = next((one for one in waiting if one.pair == pair), waiting[0])
+    waiting.remove(batch)
+    return batch

@@ -1,0 +1,1 @@
+"""What corrections, forecasts and refreshes gain on the WAN reference pair, measured."""

@@ -1,0 +1,1 @@
+"""Tuned stacks against every single technique over its range: ``python -m flowblend_research.frontier``."""

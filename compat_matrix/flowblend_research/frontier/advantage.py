@@ -1,0 +1,82 @@
+"""How much faster tuned stacks are at equal fidelity. Nothing is interpolated: only what was measured counts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flowblend_compat_matrix.tune.race import Cost, Point
+
+from .techniques import TUNED, is_single
+
+USEFUL_DB = (20, 35)
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """A single technique's operating point, and the fastest tuned stack that is at least as faithful.
+
+    ``ratio`` is the tuned stack's speed over the technique's; ``None`` where no tuned stack is that faithful.
+    """
+
+    technique: str
+    point: Point
+    tuned: Point | None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.tuned is None else self.tuned.speedup / self.point.speedup
+
+
+@dataclass(frozen=True)
+class Level:
+    """The cheapest single technique and the cheapest tuned stack at or over one PSNR, by time or FLOPs."""
+
+    psnr_db: float
+    technique: str
+    single: Point
+    tuned: Point
+    cost: Cost
+
+    @property
+    def ratio(self) -> float:
+        return self.tuned.gain(self.cost) / self.single.gain(self.cost)
+
+
+def cheapest(points: Sequence[Point], min_psnr_db: float, cost: Cost = "time") -> Point | None:
+    """Of those at or over a PSNR."""
+    return max((one for one in points if one.psnr_db >= min_psnr_db), key=lambda one: one.gain(cost), default=None)
+
+
+def advantages(measured: Mapping[str, Sequence[Point]]) -> list[Advantage]:
+    """At every operating point of every single technique."""
+    return [
+        Advantage(name, point, cheapest(measured[TUNED], point.psnr_db))
+        for name, points in measured.items()
+        if is_single(name)
+        for point in points
+    ]
+
+
+def levels(measured: Mapping[str, Sequence[Point]], cost: Cost = "time") -> list[Level]:
+    """At every whole decibel of the useful range that both sides reach."""
+    found = []
+    for level in range(USEFUL_DB[0], USEFUL_DB[1] + 1):
+        singles = [
+            (point.gain(cost), name, point)
+            for name, points in measured.items()
+            if is_single(name) and (point := cheapest(points, level, cost)) is not None
+        ]
+        tuned = cheapest(measured[TUNED], level, cost)
+        if singles and tuned is not None:
+            _, name, best = max(singles, key=lambda one: one[0])
+            found.append(Level(level, name, best, tuned, cost))
+    return found
+
+
+def usual_ratio(found: Sequence[Level]) -> float:
+    """The median over the levels. Raises ``ValueError`` where there are none."""
+    if not found:
+        raise ValueError("no tuned stack and no single technique reach the useful range together")
+    return statistics.median(level.ratio for level in found)

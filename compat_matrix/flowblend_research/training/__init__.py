@@ -1,0 +1,1 @@
+"""Training the embedded reference pairs from nothing, with stages that resume."""

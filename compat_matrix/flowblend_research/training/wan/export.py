@@ -1,0 +1,76 @@
+"""From training checkpoints to what ships: `save_pretrained` folders in float16, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file
+from torch import nn
+
+from flowblend_compat_matrix.reference.classifier import AttributeClassifier
+from flowblend_compat_matrix.reference.text import TextTrainer
+
+from .codec import latent_statistics, make_codec
+from .dataset import load_dataset
+from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, DenoiserSize, make_denoiser
+
+
+def load_average(module: nn.Module, folder: Path) -> None:
+    """Load the moving average of a stage's weights, where the stage has been started."""
+    path = folder / "average.safetensors"
+    if path.exists():
+        module.load_state_dict(load_file(path))
+    module.eval().requires_grad_(False)
+
+
+def load_codec(out: Path) -> AutoencoderKLWan:
+    """The trained codec, with the statistics of the data's latents in its config once there is data."""
+    statistics: tuple[list[float], list[float]] | tuple[None, None] = (None, None)
+    if any((out / "data").glob("latents-*.safetensors")):
+        statistics = latent_statistics(load_dataset(out / "data").latents[:4096].float())
+    codec = make_codec(*statistics)
+    load_average(codec, out / "codec")
+    return codec
+
+
+def load_text(out: Path) -> TextTrainer:
+    """The trained text encoder and its tokenizer."""
+    trainer = TextTrainer()
+    load_average(trainer, out / "text")
+    return trainer
+
+
+def _load_denoiser(size: DenoiserSize, folder: Path) -> WanTransformer3DModel:
+    denoiser = make_denoiser(size)
+    load_average(denoiser, folder)
+    return denoiser
+
+
+def make_scheduler() -> UniPCMultistepScheduler:
+    """The sampler that Wan ships with, at the shift the pair is used with."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SAMPLING_SHIFT, num_train_timesteps=1000
+    )
+
+
+def export(out: Path, weights: Path) -> None:
+    """Write ``large/``, ``small/`` and ``classifier/`` into ``weights`` from the checkpoints in ``out``.
+
+    A stage that has not been started is written with its initial weights. The text encoder stays float32: it is
+    small, and transformers would otherwise load it as float16 for whoever does not name a type.
+    """
+    text = load_text(out)
+    pipeline = WanPipeline(
+        tokenizer=cast(Any, text.tokenizer),
+        text_encoder=text.encoder,
+        vae=load_codec(out).half(),
+        scheduler=cast(Any, make_scheduler()),
+        transformer=_load_denoiser(LARGE, out / "large").half(),
+    )
+    pipeline.save_pretrained(weights / "large", safe_serialization=True)
+    _load_denoiser(SMALL, out / "small").half().save_pretrained(weights / "small", safe_serialization=True)
+    classifier = AttributeClassifier()
+    load_average(classifier, out / "classifier")
+    classifier.save(weights / "classifier")

@@ -1,0 +1,1 @@
+"""What a plugin author uses: markers, traits, adapters, denoiser calls, and the verdict on a stack."""

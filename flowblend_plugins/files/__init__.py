@@ -1,0 +1,1 @@
+"""Files that are written and read back: videos, configurations, measurements."""

@@ -1,0 +1,1 @@
+"""Two denoisers in one latent space: presets, the facts that must agree, and loading."""

@@ -1,0 +1,1 @@
+"""Knowledge of diffusers pipelines: components, control scales, and what their source says."""

@@ -1,0 +1,1 @@
+"""Deciding which denoiser answers a call: the clock, the router, and replay of recorded calls."""

@@ -1,0 +1,384 @@
+"""Which denoiser answers a call: the model router.
+
+The denoiser that the pipeline calls (the *host*) is given a dynamic subclass of its own class that overrides
+``__call__``, ``cache_context`` and ``_reset_stateful_cache``. That sits outside every patch of ``forward`` (diffusers
+hooks, accelerate, compilation), keeps ``isinstance`` and saving, and adds nothing to the instance: setting the class
+back is a complete undo. Outside a generation of its own pipeline a host answers as if nothing had been enabled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..contract.call import DenoiserCall
+from ..contract.traits import REENTRY_POLICIES
+from ..errors import PluginError, RoutingError
+from ..schedule import Assignment, StageSchedule
+from ..step import StepContext
+from ..trace.trace import CallRecord, Trace
+from .clock import Clock
+from .replay import RecordedCall, Tape, checksum, copied
+
+
+class _Decision(NamedTuple):
+    step: StepContext
+    denoiser: nn.Module
+    call: Callable[..., Any]
+
+
+class ModelRouter:
+    """Routes the calls of one pipeline's denoisers by a stage schedule.
+
+    Args:
+        pipeline: the diffusers pipeline; read for its scheduler and current timestep.
+        denoisers: letter to denoiser.
+        hosts: those denoisers that the pipeline itself calls.
+        schedule: which letter answers at which step.
+        hooks: pluggy's hook relay, already checked against the contract.
+        reentry: ``"recompute"`` to let a denoiser forget cached state when it returns, ``"keep"`` to leave it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoisers: Mapping[str, nn.Module],
+        hosts: tuple[nn.Module, ...],
+        schedule: StageSchedule,
+        hooks: Any,
+        trace: Trace,
+        reentry: str = "recompute",
+    ) -> None:
+        if reentry not in REENTRY_POLICIES:
+            raise RoutingError(f"reentry={reentry!r}: expected one of {', '.join(map(repr, REENTRY_POLICIES))}.")
+        self.denoisers = dict(denoisers)
+        self.schedule = schedule
+        self.reentry = reentry
+        self.trace = trace
+        self.tape: Tape | None = None
+        self._pipeline = pipeline
+        self._hosts = hosts
+        self._hooks = hooks
+        self._clock = Clock(pipeline)
+        self._base_class: dict[int, Any] = {id(module): type(module) for module in self.denoisers.values()}
+        self._thread: int | None = None
+        self._routed_thread: int | None = None
+        self._decision: _Decision | None = None
+        self._assignments: tuple[Assignment, ...] = ()
+
+    # -- putting on and taking off -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        for host in self._hosts:
+            host.__class__ = _routed_class(self._base_class[id(host)], self)
+
+    def detach(self) -> None:
+        for host in self._hosts:
+            host.__class__ = self._base_class[id(host)]
+
+    # -- a generation --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def generation(self) -> Iterator[None]:
+        """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
+        if self._thread is not None:
+            raise RoutingError(
+                "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
+                "the first call to end, or give each thread a pipeline of its own."
+            )
+        if self.tape is not None:
+            self.tape.start()
+        self._thread = self._routed_thread = threading.get_ident()
+        self._start_pass()
+        error: BaseException | None = None
+        try:
+            self.trace.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
+            self._generation_index = len(self.trace.generations) - 1
+            self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
+            self._answer = self._hooks.flowblend_answer if self._hooks.flowblend_answer.get_hookimpls() else None
+            called = self._hooks.flowblend_denoiser_called
+            self._called = called if called.get_hookimpls() else None
+            yield
+            if self.tape is not None:
+                self.tape.recording.is_complete = True
+        except BaseException as raised:
+            error = raised
+            for letter in self.denoisers:
+                self._reset(letter)  # the pipeline's own reset stands at the end of its call, which was not reached
+            raise
+        finally:
+            self._thread = self._routed_thread = None
+            self._decision = None
+            self._clock.forget()
+            self.trace.end(error)
+            self._hooks.flowblend_generation_finished(pipeline=self._pipeline, trace=self.trace, error=error)
+
+    def _start_pass(self) -> None:
+        """A pass over the timesteps begins: no denoiser has seen any of it."""
+        self._last_index = -1
+        self._last_letter: dict[str | None, str] = {}
+        self._entered_at: dict[str, int] = {}
+        self._last_run: dict[tuple[str, str | None], int] = {}
+
+    @property
+    def is_generating(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether calls made now, in this thread, are calls of this router's pipeline."""
+        return self._routed_thread is not None and self._routed_thread == threading.get_ident()
+
+    def unrouted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A callback of the user's, in which denoisers answer as if nothing had been enabled."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            thread, self._routed_thread = self._routed_thread, None
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._routed_thread = thread
+
+        return call
+
+    # -- one call ------------------------------------------------------------------------------------------------
+
+    def call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one denoiser call of the pipeline."""
+        if self._routed_thread is None or self._routed_thread != threading.get_ident():
+            return self._base_class[id(host)].__call__(host, *args, **kwargs)
+        decision = self._decision
+        if decision is None:
+            timestep = kwargs.get("timestep")
+            if timestep is None and len(args) > 1:
+                timestep = args[1]
+            decision = self._decide(None, None, timestep)
+        if self._answer is not None:
+            return self._ask(decision.step, args, kwargs)
+        step, denoiser, call = decision
+        started = self.trace.start(step)
+        if self.tape is None:
+            output = call(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
+        else:
+            output, record = self._call_on_tape(self.tape, decision, started, args, kwargs)
+        if self._called is not None:
+            self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
+        return output
+
+    def _ask(self, step: StepContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a ``flowblend_answer`` hook answer, and where none does, the denoiser that was chosen."""
+        call = DenoiserCall(step, args, kwargs, functools.partial(self._run, step.denoiser))
+        begun = self.trace.begin_answer(step)
+        output = self._answer(call=call)  # type: ignore[misc]
+        if output is None:
+            output = call.run()
+        self.trace.end_answer(begun, step, args, kwargs, call.is_predicted)
+        return output
+
+    def _run(self, chosen: str, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One forward that a ``flowblend_answer`` hook asks for, in a cache context of its own where there is one."""
+        letter = step.denoiser
+        if letter not in self.denoisers:
+            raise PluginError(
+                f"a flowblend_answer hook asked for denoiser {letter!r} at step {step.step_index}; the denoisers of "
+                f"this pipeline are {', '.join(sorted(self.denoisers))}."
+            )
+        denoiser = self.denoisers[letter]
+        base = self._base_class[id(denoiser)]
+        seen = self._last_run.get((letter, step.branch))
+        if letter != chosen and (seen is None or seen < step.step_index - 1):  # the chosen one has entered already
+            self._enter(step)
+        self._last_run[letter, step.branch] = step.step_index
+        with contextlib.nullcontext() if step.branch is None else _context_on(base, denoiser, step, {}):
+            started = self.trace.start(step)
+            output = base.__call__(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
+        if self._called is not None:
+            self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
+        return output
+
+    def _call_on_tape(
+        self, tape: Tape, decision: _Decision, started: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, CallRecord]:
+        step, denoiser, call = decision
+        if not tape.recording.calls:
+            clock, scheduler = self._clock, self._pipeline.scheduler
+            lists = (tuple(clock.timesteps), None if clock.sigmas is None else tuple(clock.sigmas))
+            sampler = (type(scheduler).__name__, dict(scheduler.config), *lists)
+            tape.begin(tuple(one.denoiser for one in self._assignments), sampler)
+        inputs = checksum((args, kwargs))
+        found = tape.answer(step, inputs)
+        if found is not None:
+            self.trace.report_outcome(found.outcome, found.skipped)
+            output = copied(found.output)
+            record = self.trace.record(step, started, args, kwargs)
+            tape.keep(found._replace(step=step))
+        else:
+            output = call(denoiser, *args, **kwargs)
+            record = self.trace.record(step, started, args, kwargs)
+            tape.keep(RecordedCall(step, inputs, copied(output), record.outcome, record.skipped))
+        return output, record
+
+    def cache_context(self, host: nn.Module, name: str, kwargs: dict[str, Any]) -> Any:
+        """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
+        if not self.is_routing:
+            return self._base_class[id(host)].cache_context(host, name, **kwargs)
+        return _RoutedContext(self, name, kwargs)
+
+    def reset_stateful_cache(self, host: nn.Module, recurse: bool = True) -> None:
+        """What a pipeline resets between passes is every denoiser's state, not the host's alone."""
+        if not self.is_routing:
+            self._base_class[id(host)]._reset_stateful_cache(host, recurse)
+            return
+        for letter in self.denoisers:
+            self._reset(letter, recurse)
+
+    def _decide(self, context: Mapping[str, Any] | None, branch: str | None, timestep: Any) -> _Decision:
+        clock = self._clock
+        if clock.refresh():
+            self._assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
+        index = clock.read(context, timestep)
+        if index < self._last_index:
+            self._start_pass()
+        self._last_index = index
+        if not 0 <= index < len(self._assignments):
+            raise RoutingError(
+                f"the pipeline is at step {index}, but its scheduler has {len(self._assignments)} timesteps; "
+                "the schedule cannot say which denoiser answers."
+            )
+        letter, stage = self._assignments[index]
+        sigmas = clock.sigmas
+        step = StepContext(
+            index,
+            len(self._assignments),
+            sigmas[index] if sigmas is not None else None,
+            clock.timesteps[index],
+            stage,
+            letter,
+            branch,
+            self._generation_index,
+        )
+        if self._route is not None:
+            step = self._overrule(step)
+            letter = step.denoiser
+        denoiser = self.denoisers[letter]
+        self._note_answer(step)
+        return _Decision(step, denoiser, self._base_class[id(denoiser)].__call__)
+
+    def _overrule(self, step: StepContext) -> StepContext:
+        letter = self._route(step=step)  # type: ignore[misc]
+        if letter is None or letter == step.denoiser:
+            return step
+        if letter not in self.denoisers:
+            raise PluginError(
+                f"a flowblend_route hook returned {letter!r} at step {step.step_index}; the denoisers of this "
+                f"pipeline are {', '.join(sorted(self.denoisers))}."
+            )
+        return step._replace(denoiser=letter)
+
+    def _note_answer(self, step: StepContext) -> None:
+        """Tell whether the denoiser of this branch changes here, and if so let the new one enter."""
+        letter, branch = step.denoiser, step.branch
+        previous = self._last_letter.get(branch)
+        if previous == letter:
+            return
+        self._last_letter[branch] = letter
+        # Both guidance branches of a step change at once; only the first of them may reset. A branch that first
+        # appears in the middle of a pass is no change.
+        if previous is None and letter in self._entered_at:
+            return
+        self._enter(step)
+
+    def _enter(self, step: StepContext) -> None:
+        letter = step.denoiser
+        if self._entered_at.get(letter) == step.step_index:
+            return
+        if letter not in self._entered_at or self.reentry == "recompute":
+            self._reset(letter)
+        self._entered_at[letter] = step.step_index
+        self.trace.entered(step)
+        self._hooks.flowblend_stage_entered(step=step, denoiser=self.denoisers[letter], reentry=self.reentry)
+
+    def _reset(self, letter: str, recurse: bool = True) -> None:
+        denoiser = self.denoisers[letter]
+        reset = getattr(self._base_class[id(denoiser)], "_reset_stateful_cache", None)
+        if reset is not None:
+            reset(denoiser, recurse)
+
+
+class _RoutedContext:
+    """``with denoiser.cache_context(...)``, entered on the denoiser that will answer."""
+
+    __slots__ = ("_inner", "_kwargs", "_name", "_router")
+
+    def __init__(self, router: ModelRouter, name: str, kwargs: dict[str, Any]) -> None:
+        self._router, self._name, self._kwargs = router, name, kwargs
+
+    def __enter__(self) -> Any:
+        router = self._router
+        decision = router._decide(self._kwargs, self._name, None)
+        step, denoiser, _ = decision
+        self._inner = _context_on(router._base_class[id(denoiser)], denoiser, step, self._kwargs)
+        entered = self._inner.__enter__()
+        router._decision = decision
+        return entered
+
+    def __exit__(self, *exc: Any) -> Any:
+        self._router._decision = None
+        return self._inner.__exit__(*exc)
+
+
+def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: Mapping[str, Any]) -> Any:
+    """A cache context on a denoiser, with its position where the pipeline has not ``given`` it."""
+    context = getattr(base, "cache_context", None)
+    if context is None:
+        return contextlib.nullcontext()
+    position = {"step_index": step.step_index, "sigma": step.sigma, "num_inference_steps": step.num_inference_steps}
+    return context(denoiser, step.branch, **(position | dict(given)))
+
+
+def _routed_class(base: type, router: ModelRouter) -> type:
+    """A subclass of ``base`` that nobody can tell from it by name, and that asks the router."""
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return router.call(self, args, kwargs)
+
+    def cache_context(self: nn.Module, name: str, **kwargs: Any) -> Any:
+        return router.cache_context(self, name, kwargs)
+
+    def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
+        router.reset_stateful_cache(self, recurse)
+
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # type(denoiser)(...) and type(denoiser).from_pretrained(...) make plain ones
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        raise RoutingError(
+            f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
+            "Call disable() first, or use save_pretrained()."
+        )
+
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__new__": __new__,
+        "__call__": __call__,
+        "__reduce_ex__": __reduce_ex__,
+        "_flowblend_router": router,
+    }
+    if hasattr(base, "cache_context"):
+        namespace |= {"cache_context": cache_context, "_reset_stateful_cache": _reset_stateful_cache}
+    return type(base.__name__, (base,), namespace)
+
+
+def router_of(denoiser: Any) -> ModelRouter | None:
+    """The router that a denoiser is a host of, if any."""
+    return getattr(type(denoiser), "_flowblend_router", None)
