@@ -20,16 +20,13 @@ FILES = dict(
         strict=True,
     )
 )
-pytestmark = pytest.mark.timeout(300)
 
 
 def python(*arguments: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     # A test run in a worker process of pytest-xdist is not one itself: its benchmarks are to be run.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment |= {"PYTHONPATH": str(path)} if path else {}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=280
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from flowblend_plugins.cli import run
 from flowblend_plugins.cli.options import read_schedule
 from flowblend_plugins.errors import OutputError
 from flowblend_plugins.files.video import write_mp4, write_png
+from tests.processes import bounded_by_progress, output_of, seconds_worked, wait_until
 
 
 def test_run_writes_a_video_that_plays(flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path) -> None:
@@ -113,18 +113,21 @@ def test_the_bar_says_which_denoiser_is_at_work(
     assert (result.code, result.err) == (0, "")
 
 
+@bounded_by_progress
 def test_interruption_leaves_nothing_half_written(small_run: list[str], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flowblend_plugins.cli", *small_run, "--steps", "100000"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert "LSL" in process.stdout.readline()  # the plan is printed just before the first step
-    time.sleep(1.0)
+    plan = tmp_path / "plan"  # a pipe that nobody reads would stop it in the midst of so many sigmas
+    with plan.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flowblend_plugins.cli", *small_run, "--steps", "100000"],
+            stderr=subprocess.PIPE,
+            stdout=file,
+            text=True,
+        )
+    wait_until(process, lambda: "LSL" in plan.read_text())  # printed just before the first step
+    worked = seconds_worked(process)
+    wait_until(process, lambda: seconds_worked(process) > worked + 0.5)  # in the midst of its steps
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = output_of(process)
     assert process.returncode == 130
     assert err.strip().splitlines()[-1].startswith("flowblend: interrupted")
     assert "Traceback" not in err

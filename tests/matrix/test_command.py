@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import av
 import pytest
 
+from tests.processes import bounded_by_progress, output_of, wait_until
 from tests.report.samples import embedded
 
 
@@ -178,6 +178,7 @@ def test_results_that_cannot_be_read(
     assert not (tmp_path / "report.html").exists()
 
 
+@bounded_by_progress
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child process is POSIX")
 def test_an_interruption_keeps_what_is_finished(tiny_run: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -189,11 +190,9 @@ def test_an_interruption_keeps_what_is_finished(tiny_run: list[str], tmp_path: P
         text=True,
     )
     try:
-        while process.poll() is None and not (out / "matrix.json").exists():
-            time.sleep(0.1)
-        assert process.poll() is None, process.communicate()[1]
+        wait_until(process, (out / "matrix.json").exists)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=240)  # leaving torch takes long where many share the machine
+        _, err = output_of(process)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -52,10 +52,11 @@ def schedules(*names: str) -> list[StageSchedule]:
     return [StageSchedule.named(name) for name in names]
 
 
+@pytest.mark.usefixtures("only_cells_made_to_hang_are_timed")
 def test_what_is_lost_costs_itself_alone(saved_pair: Path) -> None:
     ways = ("exits", "segfaults", "hangs", "eats memory", "is good")
     cells = plan_cells(schedules("LSL"), [(f"lethal(how={how!r})",) for how in ways])
-    settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=20.0)
+    settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=4.0)
     messages = list(LocalExecutor(1).run(settings, order_batches("tiny", cells)))
     outcomes = [message.result for message in messages if isinstance(message, Outcome)]
     assert sorted(result.id for result in outcomes) == sorted(cell.id for cell in cells), "every cell exactly once"
@@ -71,7 +72,7 @@ def test_what_is_lost_costs_itself_alone(saved_pair: Path) -> None:
     }
     assert found["'exits'"].reasons == ["Its process ended with exit code 3."]
     assert found["'segfaults'"].reasons == ["Its process was ended by SIGSEGV."]
-    assert "20 s" in found["'hangs'"].reasons[0]
+    assert "4 s" in found["'hangs'"].reasons[0]
     assert "ran out of memory" in found["'eats memory'"].reasons[0]
     assert sum(isinstance(message, Controls) for message in messages) == 4, "each new process loads the pair"
 

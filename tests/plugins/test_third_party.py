@@ -16,9 +16,7 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "example_plugin"
 
 
 def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=120
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment)
 
 
 @pytest.fixture(scope="module")

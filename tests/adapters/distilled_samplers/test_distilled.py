@@ -10,7 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, LTXPipeline, UniPCMultistepScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LTXPipeline,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
 
 import flowblend_plugins as fb
 from flowblend_plugins.testing import (
@@ -239,6 +245,8 @@ def test_a_checkpoint_in_place_of_the_weights(tmp_path: Path, form: str) -> None
     else:
         plain.transformer.save_pretrained(tmp_path)
     source = tmp_path / "diffusion_pytorch_model.safetensors" if form == "file" else tmp_path
+    subfolder = "transformer" if form == "pipeline" else None
+    plain.transformer = WanTransformer3DModel.from_pretrained(tmp_path, subfolder=subfolder)  # lies as the adapter's do
     plain.vae = tiny_wan_pipeline().vae
     plain.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe = tiny_wan_pipeline()
@@ -255,6 +263,7 @@ def test_a_checkpoint_in_place_of_the_weights(tmp_path: Path, form: str) -> None
 def test_a_checkpoint_beneath_a_lora_of_the_users_own(tmp_path: Path, wan_loras: dict[str, str]) -> None:
     plain, pipe = tiny_wan_pipeline(seed=8), tiny_wan_pipeline()
     plain.transformer.save_pretrained(tmp_path)
+    plain.transformer = WanTransformer3DModel.from_pretrained(tmp_path)  # its weights lie in memory as the adapter's do
     plain.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     for each in (plain, pipe):
         each.load_lora_weights(wan_loras["large style"], adapter_name="style")
