@@ -16,6 +16,7 @@ from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, evaluation_captions, load_classifier, load_pair
 from flowblend_research.training.distillation import DISTILLED, train, trajectories
 from flowblend_research.training.distillation.behaviour import CARD, SETTINGS, Row, make_videos, to_markdown
+from flowblend_research.training.trainer import Job, run_job
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 NUM_PROMPTS = 6
@@ -29,10 +30,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trajectories, "SHARD_SIZE", 2)
         patch.setattr(train, "compiled", lambda module, device: module)
-        train.run_job("trajectories", out, "small", 1.0, 2, out)
+        run_job(train.RECIPE, Job(name="small-trajectories", out=out, num_shards=2))
         for count in train.STEP_COUNTS:
-            train.train(out, "small", count, minutes=1.0, max_steps=2)
-        train.run_job("export", out, "small", 1.0, 2, out / "weights")
+            run_job(train.RECIPE, Job(name=f"small-{count}", out=out, max_steps=2))
+            train.export_lora(out, "small", count, out / "weights" / f"small-{count}")
     return out
 
 
@@ -57,7 +58,7 @@ def test_windows_of_four_steps_are_pairs_of_those_of_eight() -> None:
 
 def test_training_goes_on_where_it_stopped(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "compiled", lambda module, device: module)
-    train.train(trained, "small", 8, minutes=1.0, max_steps=1)
+    run_job(train.RECIPE, Job(name="small-8", out=trained, max_steps=1))
     assert json.loads((trained / "small-8" / "record.json").read_text())["steps"] == 3
 
 

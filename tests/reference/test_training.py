@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from flowblend_research.training.latents import encode_shard, load_dataset
 from flowblend_research.training.optimiser import Muon, orthogonalise
 from flowblend_research.training.stage import Stage, StageSettings, learning_rate_factor
+from flowblend_research.training.trainer import Job, is_complete
 from flowblend_research.training.wan import train
-from flowblend_research.training.wan.codec import codec_loss, decode_unclamped, make_codec, use_fast_norms
-from flowblend_research.training.wan.dataset import encode_shard, load_dataset
+from flowblend_research.training.wan.codec import codec_loss, decode_unclamped, encode_mean, make_codec, use_fast_norms
 from flowblend_research.training.wan.denoisers import SMALL, flow_matching_loss, make_denoiser, sample_sigmas
-
-CPU = torch.device("cpu")
 
 
 def silent(record, progress):
@@ -60,7 +59,7 @@ def test_a_stage_stops_when_its_time_is_used_up(tmp_path):
     stage, loss = make_stage(tmp_path, minutes=0.5 / 60)
     stage.run(loss, silent)
     assert 0.5 <= stage.record.seconds < 3.0
-    assert train.is_complete("..", tmp_path / "x", 0.0) is False
+    assert is_complete(train.RECIPE, Job(name="text", out=tmp_path / "x", minutes=0.0)) is False
 
 
 def test_the_learning_rate_warms_up_holds_and_falls():
@@ -146,14 +145,18 @@ def test_one_denoiser_step_lowers_the_loss_on_its_own_batch(tmp_path):
 
 def test_data_is_encoded_once_and_the_same_each_time(tmp_path):
     codec = make_codec().eval()
+
+    def encode(folder):
+        encode_shard(folder, 0, 3, train.draw, lambda videos: encode_mean(codec, videos))
+
     for folder in ("a", "b"):
-        encode_shard(codec, tmp_path / folder, 0, 3, CPU)
+        encode(tmp_path / folder)
     first, second = load_dataset(tmp_path / "a"), load_dataset(tmp_path / "b")
     assert torch.equal(first.latents, second.latents)
     assert first.captions == second.captions
     assert first.latents.shape == (3, 12, 3, 8, 8)
     stamp = (tmp_path / "a" / "latents-000.safetensors").stat().st_mtime_ns
-    encode_shard(codec, tmp_path / "a", 0, 3, CPU)
+    encode(tmp_path / "a")
     assert (tmp_path / "a" / "latents-000.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(FileNotFoundError, match="run the stage 'data' first"):
         load_dataset(tmp_path / "c")

@@ -15,7 +15,9 @@ from flowblend_compat_matrix.plugin import REFERENCE_UNET
 from flowblend_compat_matrix.reference.pair import evaluation_captions
 from flowblend_compat_matrix.reference.text import vocabulary
 from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
-from flowblend_research.training.unet import dataset, train
+from flowblend_research.training.latents import load_dataset
+from flowblend_research.training.trainer import Job, run_job
+from flowblend_research.training.unet import train
 from flowblend_research.training.unet.behaviour import (
     SETTINGS,
     Row,
@@ -31,7 +33,6 @@ from flowblend_research.training.unet.codec import LATENT_CHANNELS, LATENT_SIZE,
 from flowblend_research.training.unet.denoisers import LARGE, SMALL, make_denoiser, noise_loss
 from flowblend_research.training.unet.text import MAX_LENGTH, make_tokenizer
 
-CPU = torch.device("cpu")
 NUM_GUARDED = 8
 """Prompts of the behaviour card that are measured again."""
 
@@ -41,9 +42,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every stage in turn for two steps, and the weights exported."""
     out = tmp_path_factory.mktemp("unet-pair")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "SHARD_SIZE", 48)
-        for job in train.JOBS:
-            train.run_job(job, out, 1.0, CPU, num_shards=1, max_steps=2)
+        patch.setattr(train, "SHARD_SIZE", 48)
+        for name in (name for phase in train.RECIPE.phases for name in phase):
+            run_job(train.RECIPE, Job(name=name, out=out, max_steps=2))
+    train.RECIPE.export(out, out / "weights")
     return out
 
 
@@ -86,13 +88,13 @@ def test_the_loss_asks_for_the_noise() -> None:
 
 
 def test_training_goes_on_where_it_stopped(trained: Path) -> None:
-    train.run_job("small", trained, 1.0, CPU, num_shards=1, max_steps=1)
+    run_job(train.RECIPE, Job(name="small", out=trained, max_steps=1))
     assert json.loads((trained / "small" / "record.json").read_text())["steps"] == 3
 
 
 def test_the_latents_come_to_unit_variance(trained: Path) -> None:
     pipeline = load_unet_pair(trained / "weights").pipeline
-    latents = dataset.load_dataset(trained / "data").latents.float() * pipeline.vae.config.scaling_factor
+    latents = load_dataset(trained / "data").latents.float() * pipeline.vae.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1.0, abs=1e-3)
 
 

@@ -1,47 +1,45 @@
 """Distil the reference denoisers to four and to eight steps without guidance.
 
-``python -m flowblend_research.training.distillation.train --out DIR [--minutes N] [--side large] [--job 8]``
+``python -m flowblend_research.training.distillation.train --out DIR [--minutes N] [--job large-8]``
 
 A teacher's guided trajectory is cut into windows, and a LoRA on the same denoiser learns, without guidance, the one
 Euler step that leads from the first state of a window to its last: piecewise rectified flow (PeRFlow, Yan et al. 2024,
 arXiv 2405.07510) with the guidance distilled along (Meng et al. 2022, arXiv 2210.03142). Both step counts learn from
 the same trajectories; four steps take two windows at a time.
 
-Jobs: ``trajectories``, then ``8`` and ``4``, then ``export``. What was stopped goes on where it was.
+Stages: ``large-trajectories`` and ``small-trajectories``, then ``large-8`` and ``small-8``, then ``large-4`` and
+``small-4``; see :mod:`..trainer`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
 from flowblend_compat_matrix.reference.pair import ReferencePair, load_pair
 from flowblend_compat_matrix.reference.text import encode_text
 
-from ..stage import LossFunction, Stage, StageRecord, StageSettings
-from ..wan.train import compiled
+from ..stage import LossFunction, StageRecord, StageSettings, compiled, load_average
+from ..trainer import Job, Recipe, main
 from . import DISTILLED
 from .trajectories import NUM_WINDOWS, Trajectories, load_trajectories, sample_shard, teacher_of, window_sigmas
 
 SIDES = ("large", "small")
 STEP_COUNTS = (8, 4)
-JOBS = ("trajectories", "8", "4", "export")
 RANKS = {"large": 32, "small": 64}
 TARGETS = (
     r".*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)|proj_out|"
     r"condition_embedder\.(time_proj|time_embedder\.linear_[12]|text_embedder\.linear_[12])"
 )
-DEFAULT_MINUTES = 15.0
-DEFAULT_SHARDS = 8
-_CPU = torch.device("cpu")
+SETTINGS = StageSettings(learning_rate=2e-3, weight_decay=0.0, warmup_steps=50, decay_start=0.4, ema_half_life_steps=60)
 
 
 class LoraWeights(nn.Module):
@@ -54,7 +52,7 @@ class LoraWeights(nn.Module):
         self.weights = nn.ParameterList([weights[name] for name in self.names])
 
 
-def add_lora(denoiser: Any, side: str) -> LoraWeights:
+def add_lora(denoiser: WanTransformer3DModel, side: str) -> LoraWeights:
     """Put a fresh LoRA on a frozen denoiser."""
     denoiser.requires_grad_(False)
     rank = RANKS[side]
@@ -85,83 +83,63 @@ def window_loss(
     return loss
 
 
-def train(out: Path, side: str, num_steps: int, minutes: float, max_steps: int = 0) -> None:
-    """Train one LoRA in this process; ``minutes`` of the wall clock, ``max_steps`` (0: no limit)."""
-    torch.manual_seed(0)
+def _student(job: Job) -> tuple[nn.Module, LossFunction]:
+    side, _, num_steps = job.name.partition("-")
     pair = load_pair()
     denoiser = teacher_of(pair, side)
     weights = add_lora(denoiser, side)
-    student = compiled(denoiser, _CPU)
-    data = load_trajectories(out / f"{side}-trajectories", window_sigmas(pair, NUM_WINDOWS))
-    settings = StageSettings(
-        minutes=minutes,
-        learning_rate=2e-3,
-        weight_decay=0.0,
-        warmup_steps=50,
-        decay_start=0.4,
-        ema_half_life_steps=60,
-    )
-    training = Stage(f"{side}-{num_steps}", weights, out / f"{side}-{num_steps}", settings)
-    training.run(window_loss(pair, student, data, num_steps, batch_size=32), _report, max_steps=max_steps)
+    data = load_trajectories(job.out / f"{side}-trajectories", window_sigmas(pair, NUM_WINDOWS))
+    return weights, window_loss(pair, compiled(denoiser, job.device), data, int(num_steps), batch_size=32)
 
 
-def _report(record: StageRecord, progress: float) -> None:
-    print(f"{record.name}: step {record.steps}, loss {record.loss:.4f}, {100 * progress:.1f} %", flush=True)
+def _trajectories(job: Job) -> Callable[[int], None]:
+    pair = load_pair()
+    denoiser = compiled(teacher_of(pair, job.name.partition("-")[0]), job.device)
+    return partial(sample_shard, pair, denoiser, job.folder)
 
 
-def export(out: Path, side: str, num_steps: int, target: Path) -> None:
+def export(out: Path, target: Path) -> None:
+    """Write every LoRA into a folder of ``target``."""
+    for side in SIDES:
+        for num_steps in STEP_COUNTS:
+            export_lora(out, side, num_steps, target / f"{side}-{num_steps}")
+
+
+def export_lora(out: Path, side: str, num_steps: int, target: Path) -> None:
     """Write one LoRA as diffusers does, in float16, and beside it ``distilled.json``: how it is to be sampled."""
     pair = load_pair()
     denoiser = teacher_of(pair, side)
     weights = add_lora(denoiser, side)
     folder = out / f"{side}-{num_steps}"
-    training = Stage(folder.name, weights, folder, StageSettings(minutes=1.0, learning_rate=0.0))
-    training.load_average()
+    load_average(weights, folder)
+    record = StageRecord(**json.loads((folder / "record.json").read_text()))
     trained = get_peft_model_state_dict(denoiser)
-    lora: dict[str, Any] = {name: tensor.half().contiguous() for name, tensor in trained.items()}
-    WanPipeline.save_lora_weights(target, transformer_lora_layers=lora)
+    lora = {name: tensor.half().contiguous() for name, tensor in trained.items()}
+    WanPipeline.save_lora_weights(target, transformer_lora_layers=lora)  # pyright: ignore[reportArgumentType]
     facts = {
         "num_inference_steps": num_steps,
         "sigmas": [round(sigma, 6) for sigma in window_sigmas(pair, num_steps)[:-1]],
         "guidance_scale": 1.0,
         "sampler": "euler",
-        "training_steps": training.record.steps,
-        "training_loss": round(training.record.loss, 5),
+        "training_steps": record.steps,
+        "training_loss": round(record.loss, 5),
     }
     (target / "distilled.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def run_job(name: str, out: Path, side: str, minutes: float, num_shards: int, target: Path) -> None:
-    """Do one job for one denoiser."""
-    if name == "trajectories":
-        pair = load_pair()
-        denoiser = compiled(teacher_of(pair, side), _CPU)
-        for shard in range(num_shards):
-            sample_shard(pair, denoiser, out / f"{side}-trajectories", shard)
-            print(f"{side}: trajectories {shard + 1} of {num_shards}", flush=True)
-    elif name == "export":
-        for num_steps in STEP_COUNTS:
-            export(out, side, num_steps, target / f"{side}-{num_steps}")
-    else:
-        train(out, side, int(name), minutes)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="flowblend-distil-reference", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for trajectories and checkpoints; resumed")
-    parser.add_argument("--weights", type=Path, default=DISTILLED, help="folder for the LoRAs")
-    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="for each LoRA of the large denoiser")
-    parser.add_argument("--shards", type=int, default=DEFAULT_SHARDS, help="how many times 512 trajectories")
-    parser.add_argument("--side", choices=SIDES, help="one denoiser only")
-    parser.add_argument("--job", choices=JOBS, help="one job only")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for side in [arguments.side] if arguments.side else SIDES:
-        minutes = arguments.minutes if side == "large" else arguments.minutes / 3.0
-        for job in [arguments.job] if arguments.job else JOBS:
-            run_job(job, arguments.out, side, minutes, arguments.shards, arguments.weights)
-
+_PHASES = tuple(tuple(f"{side}-{what}" for side in SIDES) for what in ("trajectories", *STEP_COUNTS))
+RECIPE = Recipe(
+    module="flowblend_research.training.distillation.train",
+    phases=_PHASES,
+    modules={name: _student for phase in _PHASES[1:] for name in phase},
+    settings={name: SETTINGS for phase in _PHASES[1:] for name in phase},
+    shares={name: 0.5 if name.startswith("large") else 1 / 6 for phase in _PHASES[1:] for name in phase},
+    data=dict.fromkeys(_PHASES[0], _trajectories),
+    export=export,
+    minutes=30.0,
+    num_shards=8,
+    weights=DISTILLED,
+)
 
 if __name__ == "__main__":
-    main()
+    main(RECIPE, __doc__)

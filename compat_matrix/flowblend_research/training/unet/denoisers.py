@@ -12,8 +12,6 @@ from torch import nn
 from .codec import LATENT_CHANNELS, LATENT_SIZE
 from .text import TEXT_DIM
 
-CAPTION_DROPOUT = 0.1
-
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSize:

@@ -7,17 +7,16 @@ from typing import Any, cast
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
-from ..wan.export import load_average
+from ..latents import has_data, load_dataset
+from ..stage import load_average
 from .codec import make_codec
-from .dataset import load_dataset
 from .denoisers import LARGE, SMALL, UNetSize, make_denoiser, make_scheduler
 from .text import TextTrainer
 
 
 def load_codec(out: Path) -> AutoencoderKL:
     """The trained codec, with the scale of the data's latents in its config once there is data."""
-    has_data = any((out / "data").glob("latents-*.safetensors"))
-    deviation = float(load_dataset(out / "data").latents[:2048].float().std()) if has_data else 1.0
+    deviation = float(load_dataset(out / "data").latents[:2048].float().std()) if has_data(out / "data") else 1.0
     codec = make_codec(1.0 / deviation)
     load_average(codec, out / "codec")
     return codec

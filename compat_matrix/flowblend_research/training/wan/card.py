@@ -26,10 +26,10 @@ STAGES: dict[str, str] = {
 NUM_HELD_OUT = 256
 
 
-def machine_kind(device: torch.device) -> str:
+def machine_kind() -> str:
     """What the training ran on, without naming the machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     tiles = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
     return f"{os.cpu_count()} CPU cores, {platform.machine()}{tiles}"
 
@@ -72,7 +72,7 @@ def held_out_quality(weights: Path) -> dict[str, Any]:
     }
 
 
-def collect(out: Path, weights: Path, device: torch.device) -> dict[str, Any]:
+def collect(out: Path, weights: Path) -> dict[str, Any]:
     """The card as data."""
     records = {}
     for name in STAGES:
@@ -81,7 +81,7 @@ def collect(out: Path, weights: Path, device: torch.device) -> dict[str, Any]:
             records[name] = json.loads(path.read_text())
     shards = sorted((out / "data").glob("captions-*.json"))
     return {
-        "machine": machine_kind(device),
+        "machine": machine_kind(),
         "torch": torch.__version__,
         "num_encoded_videos": sum(len(json.loads(path.read_text())) for path in shards),
         "stages": records,
@@ -134,8 +134,8 @@ def to_markdown(card: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_card(out: Path, weights: Path, device: torch.device) -> None:
+def write_card(out: Path, weights: Path) -> None:
     """Write ``training_card.json`` and ``training_card.md`` into ``weights``, which hold the exported pair."""
-    card = collect(out, weights, device)
+    card = collect(out, weights)
     (weights / "training_card.json").write_text(json.dumps(card, indent=1) + "\n")
     (weights / "training_card.md").write_text(to_markdown(card))

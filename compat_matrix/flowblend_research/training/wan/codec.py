@@ -11,9 +11,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, unpatc
 
 from flowblend_compat_matrix.reference.world import render, sample_scene
 
+from ..reconstruction import narrow_posterior, reconstruction_loss
+
 LATENT_CHANNELS = 12
 PATCH_SIZE = 2
-KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.3
 IMAGE_STEPS = 600
 """The first steps are taught on single frames, which cost a seventh of a video and settle colours and shapes."""
@@ -67,11 +68,8 @@ def decode_unclamped(codec: AutoencoderKLWan, latents: torch.Tensor) -> torch.Te
 
 
 def prepare_for_training(codec: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let the posterior start narrow: from unit variance its noise drowns the colours for the first thousand steps."""
-    with torch.no_grad():
-        assert codec.quant_conv.bias is not None
-        codec.quant_conv.weight[LATENT_CHANNELS:] *= 0.1
-        codec.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    """Start with a narrow posterior, see :func:`~..reconstruction.narrow_posterior`."""
+    narrow_posterior(codec.quant_conv, LATENT_CHANNELS)
     return codec
 
 
@@ -96,21 +94,12 @@ def codec_batch(step: int, seed: int, num_videos: int, device: torch.device) -> 
 
 
 def codec_loss(codec: AutoencoderKLWan, videos: torch.Tensor, step: int) -> torch.Tensor:
-    """Squared and absolute error, a term on differences that keeps edges and textures sharp, a very small KL term.
-
-    The edge term grows over the steps: at full weight from the start it makes everything grey.
-    """
+    """The reconstruction loss of videos ``[B, 3, F, H, W]``; the term on differences grows over 2,000 steps."""
     with torch.autocast(videos.device.type, torch.bfloat16):
         posterior = codec.encode(videos, return_dict=False)[0]
         output = decode_unclamped(codec, posterior.sample())
-    output, mean, log_variance = output.float(), posterior.mean.float(), posterior.logvar.float()
-    error = output - videos
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    if videos.shape[2] > 1:
-        edges = edges + error.diff(dim=2).abs().mean()
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
     edge_weight = EDGE_WEIGHT * min(1.0, step / 2000.0)
-    return error.square().mean() + 0.3 * error.abs().mean() + edge_weight * edges + KL_WEIGHT * divergence
+    return reconstruction_loss(output, videos, posterior.mean, posterior.logvar, edge_weight=edge_weight)
 
 
 @torch.no_grad()

@@ -19,8 +19,6 @@ TRAINING_SHIFT = 3.0
 SAMPLING_SHIFT = 1.0
 """Chosen by behaviour (docs/reference_pair.md): larger steps at high noise, where the layout is decided."""
 
-CAPTION_DROPOUT = 0.1
-
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserSize:

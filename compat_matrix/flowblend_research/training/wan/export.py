@@ -6,29 +6,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from safetensors.torch import load_file
-from torch import nn
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier
 from flowblend_compat_matrix.reference.text import TextTrainer
 
+from ..latents import has_data, load_dataset
+from ..stage import load_average
 from .codec import latent_statistics, make_codec
-from .dataset import load_dataset
 from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, DenoiserSize, make_denoiser
-
-
-def load_average(module: nn.Module, folder: Path) -> None:
-    """Load the moving average of a stage's weights, where the stage has been started."""
-    path = folder / "average.safetensors"
-    if path.exists():
-        module.load_state_dict(load_file(path))
-    module.eval().requires_grad_(False)
 
 
 def load_codec(out: Path) -> AutoencoderKLWan:
     """The trained codec, with the statistics of the data's latents in its config once there is data."""
     statistics: tuple[list[float], list[float]] | tuple[None, None] = (None, None)
-    if any((out / "data").glob("latents-*.safetensors")):
+    if has_data(out / "data"):
         statistics = latent_statistics(load_dataset(out / "data").latents[:4096].float())
     codec = make_codec(*statistics)
     load_average(codec, out / "codec")
