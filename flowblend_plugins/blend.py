@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from .contract.adapter import Adapter, AttachTarget, arguments_set_by
-from .contract.stack import judge_adapters, judge_call, setting_of, timestep_arguments
+from .contract.stack import judge_adapters, judge_call, setting_of
 from .contract.traits import Composition, Verdict
 from .errors import PairError, RoutingError
 from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
@@ -20,6 +20,7 @@ from .pairs.loading import check_blendable, load_denoiser
 from .pairs.preset import pair_of
 from .pipelines.components import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .pipelines.control_scales import control_scales_fitted
+from .pipelines.source import read_source
 from .routing.clock import Clock
 from .routing.replay import Recording, Tape
 from .routing.router import ModelRouter, router_of
@@ -113,7 +114,7 @@ class Blend:
             "steps are not known before."
         )
         # A sampler of ours that has a list of its own heeds none.
-        if timestep_arguments(self.pipeline) and not getattr(scheduler, "ignores_pipeline", False):
+        if read_source(self.pipeline).timestep_arguments and not getattr(scheduler, "ignores_pipeline", False):
             raise unknown
         try:
             scheduler.set_timesteps(num_inference_steps)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
 import inspect
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..pipelines.source import read_source
 from ..schedule import StageSchedule
 from .adapter import Adapter
 from .traits import Composition, Reason, StackSetting, Verdict
@@ -33,7 +30,7 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
         denoiser_changes=len(schedule.letters) > 1,
         denoiser_order=tuple(run.denoiser for run in schedule.runs),
         reentry=reentry,
-        branches_called_apart=_branches_called_apart(pipe),
+        branches_called_apart=read_source(pipe).branches_called_apart,
     )
 
 
@@ -78,45 +75,3 @@ def _with_defaults(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _class_names(instance: Any) -> tuple[str, ...]:
     # A class that FlowBlending swapped in has its base's name, so it appears once.
     return tuple(dict.fromkeys(cls.__name__ for cls in type(instance).__mro__))
-
-
-def _branches_called_apart(pipe: Any) -> bool | None:
-    """Read off the cache contexts in the pipeline's source; ``None`` where it opens none."""
-    return _opens_uncond_context(inspect.unwrap(type(pipe).__call__))
-
-
-@functools.lru_cache(maxsize=64)
-def _opens_uncond_context(call: Any) -> bool | None:
-    try:
-        source = inspect.getsource(call)
-    except (OSError, TypeError):  # no source on this machine
-        return None
-    names = set(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source))
-    return "uncond" in names if names else None
-
-
-def timestep_arguments(pipe: Any) -> tuple[str, ...]:
-    """Those of ``sigmas`` and ``mu`` that a pipeline always hands to ``scheduler.set_timesteps``.
-
-    Read off the source of its ``__call__``: ``mu`` if it is passed on at all; ``sigmas`` if the pipeline makes a
-    list of its own, for one that stays ``None`` is not handed on.
-    """
-    return _handed_to_sampler(inspect.unwrap(type(pipe).__call__))
-
-
-@functools.cache  # parsing takes milliseconds, and every solver asks
-def _handed_to_sampler(call: Any) -> tuple[str, ...]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
-    except (OSError, TypeError):  # no source on this machine: nothing is known, so nothing is refused
-        return ()
-    passed, assigned = set[str](), set[str]()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("set_timesteps", "retrieve_timesteps"):
-                passed |= {keyword.arg for keyword in node.keywords if keyword.arg}
-                passed |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            assigned.add(node.id)
-    return tuple(name for name in ("sigmas", "mu") if name in passed and (name == "mu" or name in assigned))

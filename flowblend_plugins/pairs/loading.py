@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import inspect
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import PairError
+from ..pipelines.source import read_source
 from .configs import configs_of_denoiser, configs_of_pipeline, forward_parameters
 from .facts import Difference, differences
 from .stored import find_denoiser
@@ -101,7 +99,7 @@ def _call_differences(pipe: Any, large_class: type, small_class: type) -> Iterab
     wanted, accepted = forward_parameters(large_class), forward_parameters(small_class)
     remedy = f"use a denoiser that {type(pipe).__name__} itself can call"
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        passed = wanted.keys() & (_keywords_in_call(type(pipe)) or wanted.keys())
+        passed = wanted.keys() & (read_source(pipe).call_keywords or wanted.keys())
         if refused := sorted(passed - accepted.keys()):
             yield Difference("arguments taken by forward()", f"with {', '.join(refused)}", "without them", remedy)
     needed = {
@@ -109,17 +107,6 @@ def _call_differences(pipe: Any, large_class: type, small_class: type) -> Iterab
     }
     if unmet := sorted(needed - wanted.keys()):
         yield Difference("arguments needed by forward()", "without them", f"with {', '.join(unmet)}", remedy)
-
-
-@functools.lru_cache(maxsize=64)  # parsing takes milliseconds, and every enable() asks
-def _keywords_in_call(pipeline_class: type) -> set[str]:
-    """Keywords of every call made in a pipeline's ``__call__``; empty where its source is not at hand."""
-    try:
-        source = textwrap.dedent(inspect.getsource(pipeline_class.__call__))
-    except (OSError, TypeError):
-        return set()
-    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
 
 
 def _tensor_differences(pipe: Any, large: nn.Module, candidate: Any) -> Iterable[Difference]:

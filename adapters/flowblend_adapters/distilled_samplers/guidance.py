@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import StackError
+from flowblend_plugins.pipelines.source import read_source
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from flowblend_plugins.trace.trace import Trace
@@ -39,27 +39,13 @@ def set_guidance(name: str, pipe: Any, call_arguments: dict[str, Any], scale: fl
     call_arguments[argument] = scale
 
 
-def branch_order(pipe: Any) -> tuple[str, ...]:
-    """Guidance branches in the order in which a pipeline calls them, read off its source; empty where unknown."""
-    try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
-    except (OSError, TypeError):
-        return ()
-    return tuple(dict.fromkeys(re.findall(r"""cache_context\(\s*["'](\w+)["']""", source)))
-
-
 def guidance_obstacle(pipe: Any) -> str | None:
     """Why guidance cannot be turned off for one denoiser of a pipeline alone; ``None`` where it can."""
-    order = branch_order(pipe)
-    if order[:2] == ("cond", "uncond") or (order == ("cond_uncond",) and _has_uncond_first(pipe)):
+    source = read_source(pipe)
+    order = source.branches
+    if order[:2] == ("cond", "uncond") or (order == ("cond_uncond",) and source.batches_uncond_first):
         return None
     return f"calls it as {', '.join(order)}" if order else "calls it without saying for which branch"
-
-
-def _has_uncond_first(pipe: Any) -> bool:
-    """Whether a batched call holds the unconditional half first, as far as its source shows."""
-    source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
-    return bool(re.search(r"\w*uncond\w*, \w*text\w* = noise_pred\.chunk\(2\)", source))
 
 
 class UnguidedDenoiser:

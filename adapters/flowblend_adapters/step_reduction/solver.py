@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.contract.stack import timestep_arguments
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.pipelines.source import read_source
 
 from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
@@ -147,7 +147,7 @@ class Solver(Adapter):
     def _sampler_obstacles(cls, pipe: Any) -> Iterator[str]:
         new, name = cls.scheduler_class(), type(pipe).__name__
         takes = inspect.signature(new.set_timesteps).parameters
-        refused = [argument for argument in timestep_arguments(pipe) if argument not in takes]
+        refused = [argument for argument in read_source(pipe).timestep_arguments if argument not in takes]
         if refused:
             yield f"{name} hands its sampler {' and '.join(refused)}, which {new.__name__} does not take"
         lost = lost_noise_schedule(pipe.scheduler, new)

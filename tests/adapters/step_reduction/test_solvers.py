@@ -18,7 +18,7 @@ from diffusers import (
 
 import flowblend_plugins as fb
 from flowblend_adapters.step_reduction.unipc import UniPC
-from flowblend_plugins.contract.stack import timestep_arguments
+from flowblend_plugins.pipelines.source import read_source
 from flowblend_plugins.testing import generate, tiny_ltx_pipeline, tiny_wan_pipeline
 from tests.adapters.step_reduction.solvers_by_hand import EPSILON, FLOW, drawing_from
 from tests.exactness.oracles import swapped
@@ -229,8 +229,8 @@ def test_a_denoiser_that_is_no_flow_keeps_its_prediction_type() -> None:
 
 
 def test_what_pipelines_hand_to_their_sampler_is_read_off_their_source() -> None:
-    assert timestep_arguments(tiny_wan_pipeline()) == ()
-    assert timestep_arguments(tiny_ltx_pipeline()) == ("sigmas", "mu")
+    assert read_source(tiny_wan_pipeline()).timestep_arguments == ()
+    assert read_source(tiny_ltx_pipeline()).timestep_arguments == ("sigmas", "mu")
 
 
 def test_two_solvers_on_one_pipeline_are_refused_with_every_other_reason() -> None:

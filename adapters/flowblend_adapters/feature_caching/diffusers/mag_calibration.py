@@ -11,11 +11,12 @@ from diffusers import MagCacheConfig
 from torch import nn
 
 from flowblend_plugins import StackError, Trace, enable
+from flowblend_plugins.pipelines.source import opens_cache_contexts
 
 from ...measured_denoiser import config_facts
 from .mag_cache import MagCache, mag_states
 from .mag_ratios import DenoiserRatios, MagRatios
-from .native_cache import denoiser_obstacles, enabled_cache, opens_cache_contexts, restored_hooks
+from .native_cache import denoiser_obstacles, enabled_cache, restored_hooks
 
 
 def calibrate_mag_ratios(
@@ -76,7 +77,7 @@ def _refuse(pipe: Any, letter: str, denoiser: Any) -> None:
             f"({type(denoiser._cache_config).__name__}), so not every step would be computed. Call disable_cache() on "
             "it first."
         )
-    if opens_cache_contexts(pipe) is False:
+    if opens_cache_contexts(type(pipe)) is False:
         raise StackError(
             f"MagCache cannot be calibrated on {type(pipe).__name__}: it opens no cache context, so the guidance "
             "branches could not be told apart. Use 'teacache' instead."

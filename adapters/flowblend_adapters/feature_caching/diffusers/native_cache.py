@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AttachTarget, StackError, hookimpl
+from flowblend_plugins.pipelines.source import opens_cache_contexts
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from ..observed_calls import observed_calls, probe_beneath
@@ -132,7 +132,7 @@ class NativeCache(Adapter):
             return
         if self.denoisers is None or "L" in self.denoisers:
             yield from self._denoiser_obstacles(denoiser)  # a cache that is there already is judged with the stack
-        if self.needs_cache_contexts and opens_cache_contexts(pipe) is False:
+        if self.needs_cache_contexts and opens_cache_contexts(type(pipe)) is False:
             yield (
                 f"{type(pipe).__name__} opens no cache context, so the guidance branches could not be told apart",
                 f"Leave out {self.name!r}, or use 'teacache', which is told the branch by other means.",
@@ -198,16 +198,6 @@ def hooks_named(denoiser: nn.Module, name: str) -> list[Any]:
     registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     hooks = [registry.get_hook(name) for registry in registries if registry is not None]
     return [hook for hook in hooks if hook is not None]
-
-
-def opens_cache_contexts(pipe: Any) -> bool | None:
-    """Whether a pipeline opens cache contexts, read off its source; ``None`` where there is none to read."""
-    try:
-        return any(
-            "cache_context(" in inspect.getsource(cls) for cls in type(pipe).__mro__ if cls.__module__ != "builtins"
-        )
-    except (OSError, TypeError):
-        return None
 
 
 def _has_registered_blocks(blocks: Sequence[nn.Module]) -> bool:
