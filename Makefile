@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
+.PHONY: help install demo test test-install check bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -21,6 +21,9 @@ demo: $(INSTALLED)  ## FlowBlending on the embedded pair: videos and a report in
 
 test: $(INSTALLED)  ## all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-install: $(INSTALLED)  ## the wheel without extras, in a new environment of its own (downloads packages)
+	FLOWBLEND_TEST_INSTALL=1 $(BIN)/python -m pytest tests/install
 
 check: $(INSTALLED)  ## ruff, pyright, import contracts
 	$(BIN)/ruff check .

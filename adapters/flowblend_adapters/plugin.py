@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import Adapter, hookimpl
 
@@ -35,6 +33,9 @@ from .step_reduction.flow_euler import FlowEuler
 from .step_reduction.flow_heun import FlowHeun
 from .step_reduction.sa_solver import SASolver
 from .step_reduction.unipc import UniPC
+
+if TYPE_CHECKING:  # only the command line needs it
+    import typer
 
 
 @hookimpl

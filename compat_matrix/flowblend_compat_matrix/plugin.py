@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import PairPreset, hookimpl
 from flowblend_plugins.hookspecs import Metric
 
 from .measuring.metrics import flicker, high_frequency_error, psnr_db, ssim
+
+if TYPE_CHECKING:  # only the command line needs it
+    import typer
 
 _REFERENCE = Path(__file__).parent / "reference"
 _WEIGHTS = _REFERENCE / "weights"

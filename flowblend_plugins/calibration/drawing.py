@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
+from ..extras import how_to_install, is_installed
 from .curve import DivergenceCurve, boundaries_of_divergence, half_height
 
 _ENDINGS = (".png", ".svg")
@@ -14,10 +15,8 @@ def check_drawable(path: Path) -> None:
     """Raise ``UsageError`` where a picture cannot be drawn, before anything is measured."""
     if path.suffix not in _ENDINGS:
         raise UsageError(f"--plot {path}: a picture's name must end in {' or '.join(_ENDINGS)}.")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib. Run: pip install matplotlib") from error
+    if not is_installed("matplotlib"):
+        raise UsageError(f"--plot needs matplotlib, which is not installed. {how_to_install('matplotlib')}")
 
 
 def draw(curve: DivergenceCurve, path: Path) -> None:

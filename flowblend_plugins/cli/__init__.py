@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import AdapterError, FlowBlendError, PluginError, ScheduleError, StackError, UsageError
+from ..extras import missing_module
 
 _INTERRUPTED = 130
 _USAGE_ERRORS = (UsageError, ScheduleError, AdapterError, StackError)
@@ -81,6 +82,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # typer's own: a wrong option or value
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         return 2, f"{message}. Try `flowblend --help`." if message else ""  # nothing where the help was printed instead
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_module(error)):
+        return 1, missing
     if _is_out_of_memory(error):
         return 1, "out of memory. Use fewer frames, a smaller size or fewer prompts."
     unexpected = f"{type(error).__name__}: {error}".rstrip(". ")

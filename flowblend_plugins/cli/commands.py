@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING
 
 from ..contract.markers import hookimpl
-from .calibrate_boundaries import boundaries
-from .calibrate_divergence import divergence
-from .calibrate_options import calibrate_group
-from .doctor import doctor
-from .plugins import plugins
-from .run import run
+
+if TYPE_CHECKING:  # this plugin is loaded by every enable(), also where no command line is installed
+    import typer
 
 
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
-    """``run``, ``plugins``, ``doctor`` and ``calibrate``."""
+    """Add ``run``, ``plugins``, ``doctor`` and ``calibrate`` to the command line."""
+    from .calibrate_boundaries import boundaries
+    from .calibrate_divergence import divergence
+    from .calibrate_options import calibrate_group
+    from .doctor import doctor
+    from .plugins import plugins
+    from .run import run
+
     for command in (run, plugins, doctor):
         app.command()(command)
     for command in (divergence, boundaries):

@@ -12,15 +12,10 @@ from pathlib import Path
 import typer
 
 from ..errors import PluginError
+from ..extras import DISTRIBUTION, extra_by_package, how_to_install, is_installed
 from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
 from ..pairs.preset import PairPreset
 from .options import JsonOption
-
-_DISTRIBUTION = "flowblend-plugins"
-_EXTRAS = {
-    "peft": ("lora", "LoRAs on either denoiser"),
-    "cache-dit": ("cache-dit", "the adapter cache_dit"),
-}
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,7 @@ def examine() -> Iterator[Finding]:
     """Look at everything a run depends on."""
     yield Finding("Python", "ok", platform.python_version())
     yield from _requirements()
-    for package, (extra, purpose) in _EXTRAS.items():
-        yield _extra(package, extra, purpose)
+    yield from _extras()
     yield _looked_at("diffusers' cache hooks", _cache_hooks)
     yield _looked_at("device", _device)
     yield _looked_at("video encoder", _encoder)
@@ -97,7 +91,7 @@ def _requirements() -> Iterator[Finding]:
     """What the package itself declares to need here, in the version that is installed."""
     from packaging.requirements import Requirement
 
-    for wanted in map(Requirement, importlib.metadata.requires(_DISTRIBUTION) or ()):
+    for wanted in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         remedy = f"Run: pip install '{wanted.name}{wanted.specifier}'"
@@ -112,11 +106,13 @@ def _requirements() -> Iterator[Finding]:
             yield Finding(wanted.name, "broken", f"{version}, but {wanted.specifier} is needed. {remedy}")
 
 
-def _extra(package: str, extra: str, purpose: str) -> Finding:
-    try:
-        return Finding(package, "ok", f"{importlib.metadata.version(package)}: {purpose}")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(package, "missing", f"without it, no {purpose}. Run: pip install '{_DISTRIBUTION}[{extra}]'")
+def _extras() -> Iterator[Finding]:
+    """Optional packages, by the extra that brings them."""
+    for package, extra in sorted(extra_by_package().items()):
+        if is_installed(package):
+            yield Finding(package, "ok", f"{importlib.metadata.version(package)} (extra {extra})")
+        else:
+            yield Finding(package, "missing", f"extra {extra} is not installed. {how_to_install(package)}")
 
 
 def _cache_hooks() -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from ..contract.adapter import Adapter
+from ..extras import how_to_install, is_installed
 from ..manager import FlowblendPluginManager, adapters_by_name, metrics_by_name, pairs_by_name
 from .options import JsonOption
 
@@ -46,6 +47,11 @@ def plugins(ctx: typer.Context, as_json: JsonOption = False) -> None:
         for row in listing[title]:
             table.add_row(*(_shown(row[column]) for column in columns))
         console.print(table)
+    for row in listing["adapters"]:
+        if row["missing"] is not None:
+            console.print(
+                f"{row['name']} needs the package {row['missing']}. {how_to_install(row['missing'])}", markup=False
+            )
 
 
 def list_plugins(manager: FlowblendPluginManager) -> dict[str, list[dict[str, Any]]]:
@@ -85,7 +91,15 @@ def _adapter_row(manager: FlowblendPluginManager, adapter: type[Adapter]) -> dic
     givers: Any = manager.hook.flowblend_register_adapters.get_hookimpls()
     plugin = next((giver.plugin_name for giver in givers if adapter in (giver.function() or ())), None)
     options = [field.name for field in dataclasses.fields(adapter)]  # type: ignore[arg-type]
-    return {"name": adapter.name, "family": family, "options": options, "traits": facts, "plugin": plugin}
+    missing = adapter.package if adapter.package is not None and not is_installed(adapter.package) else None
+    return {
+        "name": adapter.name,
+        "family": family,
+        "options": options,
+        "traits": facts,
+        "plugin": plugin,
+        "missing": missing,
+    }
 
 
 def _shown(value: Any) -> str:

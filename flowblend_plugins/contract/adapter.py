@@ -57,6 +57,9 @@ class Adapter(abc.ABC):
     One that says ``suggested = ()`` itself is not tried unasked; one that says nothing is tried as it is.
     """
 
+    package: ClassVar[str | None] = None
+    """An optional package that the technique cannot do without; where it is missing, the adapter is refused."""
+
     @abc.abstractmethod
     def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
         """A context manager with the technique on, from entering it until leaving it.

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..extras import how_to_install, is_installed
 from ..pipelines.source import read_source
 from ..schedule import StageSchedule
 from .adapter import Adapter
@@ -39,9 +40,16 @@ def judge_adapters(adapters: Sequence[Adapter], pipe: Any, setting: StackSetting
     obstacles = [
         Reason(Composition.REFUSED, f"{adapter.name!r}: {found}", remedy)
         for adapter in adapters
-        for found, remedy in adapter.obstacles(pipe)
+        for found, remedy in _missing_package(adapter) or adapter.obstacles(pipe)
     ]
     return judge([(adapter.name, adapter.traits) for adapter in adapters], setting, obstacles)
+
+
+def _missing_package(adapter: Adapter) -> list[tuple[str, str]]:
+    package = adapter.package
+    if package is None or is_installed(package):
+        return []
+    return [(f"the package {package} is not installed", f"{how_to_install(package)}.")]
 
 
 def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, arguments: Mapping[str, Any]) -> Verdict:

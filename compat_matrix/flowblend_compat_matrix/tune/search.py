@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from flowblend_plugins.errors import UsageError
+from flowblend_plugins.extras import how_to_install
 
 from .front import best_fronts, pareto_front
 from .moves import neighbour
@@ -142,8 +143,7 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise UsageError(
-            f"`flowblend tune` needs the package optuna, which cannot be imported ({error}). "
-            "Run: pip install 'flowblend-plugins[tune]'"
+            f"`flowblend tune` needs the package optuna, which cannot be imported ({error}). {how_to_install('optuna')}"
         ) from error
     import warnings
 

@@ -131,7 +131,7 @@ def test_a_checkpoint_with_tensors_that_diffusers_would_drop(tmp_path: Path) -> 
 
 def test_missing_peft_is_one_line(wan_loras: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
-    assert "pip install 'flowblend-plugins[lora]'" in refused(distilled(wan_loras["large"]))
+    assert 'pip install "flowblend-plugins[lora]"' in refused(distilled(wan_loras["large"]))
 
 
 @pytest.mark.parametrize("how", ["sequential", "group"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_plugins import StackError
+from flowblend_plugins.extras import how_to_install
 
 LORA_NAME = "flowblend_distilled"
 _PREFIX = "transformer."
@@ -51,9 +52,7 @@ def require_peft() -> None:
     from diffusers.utils import USE_PEFT_BACKEND
 
     if not USE_PEFT_BACKEND:
-        raise StackError(
-            "a LoRA needs the package peft, which is not installed. Run: pip install 'flowblend-plugins[lora]'"
-        )
+        raise StackError(f"a LoRA needs the package peft, which is not installed. {how_to_install('peft')}")
 
 
 def read_lora(pipe: Any, source: str, path: Path) -> Lora:

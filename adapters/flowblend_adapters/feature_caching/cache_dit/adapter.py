@@ -10,7 +10,6 @@ the cached blocks stand in only while a denoiser call of the blend runs.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -60,6 +59,7 @@ class CacheDit(Adapter):
     warmup_steps: int = 0
 
     name: ClassVar[str] = "cache_dit"
+    package: ClassVar[str | None] = "cache-dit"
     traits: ClassVar[AdapterTraits] = CACHE_DIT_TRAITS
     suggested: ClassVar[tuple[str, ...]] = ("cache_dit(threshold=0.08)", "cache_dit(threshold=0.15)")
 
@@ -78,9 +78,7 @@ class CacheDit(Adapter):
         denoiser = getattr(pipe, "transformer", None)
         if denoiser is None:  # on a UNet the traits say all there is to say
             return
-        missing = list(missing_extra())
-        yield from missing
-        if not missing and (self.denoisers is None or "L" in self.denoisers):
+        if self.denoisers is None or "L" in self.denoisers:
             yield from cache_dit_obstacles(denoiser, self.fn_blocks, self.bn_blocks)
 
     @contextlib.contextmanager
@@ -212,12 +210,6 @@ def _without_announcements() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def missing_extra() -> Iterator[tuple[str, str]]:
-    """Why cache-dit cannot be imported: (what was found, what to do); nothing if it is installed."""
-    if importlib.util.find_spec("cache_dit") is None:
-        yield "the package cache-dit is not installed", 'Run: pip install "flowblend-plugins[cache-dit]".'
 
 
 def target_name(denoiser: Any) -> str:

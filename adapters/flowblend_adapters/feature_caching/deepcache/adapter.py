@@ -55,6 +55,7 @@ class DeepCache(Adapter):
     warmup_steps: int = 0
 
     name: ClassVar[str] = "deepcache"
+    package: ClassVar[str | None] = "DeepCache"
     traits: ClassVar[AdapterTraits] = _TRAITS
     suggested: ClassVar[tuple[str, ...]] = ("deepcache(interval=2)", "deepcache(interval=3)")
 

@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 
 from flowblend_plugins.errors import FlowBlendError, UsageError
+from flowblend_plugins.extras import how_to_install
 
 _CONNECT_LIMIT_S = 20.0
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
@@ -21,8 +22,7 @@ def import_ray() -> ModuleType:
         import ray
     except ImportError as error:
         raise UsageError(
-            f"--executor ray needs the package ray, which cannot be imported ({error}). "
-            "Run: pip install 'flowblend-plugins[ray]'"
+            f"--executor ray needs the package ray, which cannot be imported ({error}). {how_to_install('ray')}"
         ) from error
     return ray
 
