@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-install check bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
+.PHONY: help install demo test test-install check house bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -30,6 +30,9 @@ check: $(INSTALLED)  ## ruff, pyright, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+house:  ## what the house rules count: lines, Any, long files and functions, docstrings; -v in tests/house/counts.py lists places
+	$(PYTHON) tests/house/counts.py
 
 bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call and a diffusers hook
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

@@ -45,7 +45,7 @@ class RoutingError(FlowBlendError, RuntimeError):
 
 
 class ClockError(FlowBlendError, RuntimeError):
-    """Where a denoiser call stands in its generation cannot be known."""
+    """The position of a denoiser call in its generation cannot be known."""
 
 
 class FlopCountError(FlowBlendError, RuntimeError):

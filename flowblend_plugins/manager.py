@@ -28,7 +28,7 @@ BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
 
 @dataclasses.dataclass(frozen=True)
 class PluginOrigin:
-    """Where a plugin comes from; ``distribution`` is ``None`` for one that was passed as an object."""
+    """Origin of a plugin; ``distribution`` is ``None`` for one that was passed as an object."""
 
     name: str
     distribution: str | None = None
@@ -116,7 +116,7 @@ def make_plugin_manager(plugins: Iterable[Any] = ()) -> FlowblendPluginManager:
 
 
 def adapters_by_name(manager: FlowblendPluginManager) -> dict[str, type[Adapter]]:
-    """Every registered adapter class. Raises ``PluginError`` for a name given twice or a class that is no adapter."""
+    """Adapter classes of all plugins by name. Raises ``PluginError`` for a repeated name or a foreign class."""
     found = _Contributions("adapters", "flowblend_register_adapters", manager)
     for origin, adapters in found.results():
         for adapter in adapters:
@@ -128,7 +128,7 @@ def adapters_by_name(manager: FlowblendPluginManager) -> dict[str, type[Adapter]
 
 
 def pairs_by_name(manager: FlowblendPluginManager) -> dict[str, PairPreset]:
-    """Every registered pair. Raises ``PluginError`` for a name given twice or an object that is no ``PairPreset``."""
+    """Pairs of all plugins by name. Raises ``PluginError`` for a repeated name or no ``PairPreset``."""
     found = _Contributions("pairs", "flowblend_register_pairs", manager)
     for origin, pairs in found.results():
         for pair in pairs:
@@ -139,7 +139,7 @@ def pairs_by_name(manager: FlowblendPluginManager) -> dict[str, PairPreset]:
 
 
 def metrics_by_name(manager: FlowblendPluginManager) -> dict[str, Metric]:
-    """Every registered metric. Raises ``PluginError`` for a name given twice or a metric that cannot be called."""
+    """Metrics of all plugins by name. Raises ``PluginError`` for a repeated name or a metric that cannot be called."""
     found = _Contributions("metrics", "flowblend_register_metrics", manager)
     for origin, metrics in found.results():
         if not isinstance(metrics, Mapping) or not all(callable(metric) for metric in metrics.values()):
@@ -192,7 +192,7 @@ def adopted_adapters(manager: FlowblendPluginManager, pipe: Any, requested: Iter
 
 
 class _Contributions:
-    """What plugins give through one register hook, each name once, each with the plugin that gave it."""
+    """Contributions through one register hook, each name once, each with the plugin that gave it."""
 
     def __init__(self, what: str, hook: str, manager: FlowblendPluginManager) -> None:
         self.by_name: dict[str, Any] = {}

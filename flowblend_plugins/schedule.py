@@ -38,7 +38,7 @@ class Stage(str, enum.Enum):
 
 
 class Assignment(NamedTuple):
-    """What a schedule says of one step."""
+    """Denoiser and stage that a schedule assigns to one step."""
 
     denoiser: str
     stage: Stage

@@ -1,4 +1,4 @@
-"""Where one denoiser call stands: the single frozen value that every hook and adapter is given."""
+"""Position of one denoiser call: the frozen value that every hook and adapter is given."""
 
 from __future__ import annotations
 

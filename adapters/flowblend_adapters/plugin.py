@@ -1,4 +1,4 @@
-"""What this package contributes, through the same door as a stranger's plugin."""
+"""Plugin with this package's adapters and commands, registered like any third-party plugin."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCost:
-    """What a calibration took for each prompt; replayed calls cost nothing, decoding and judging are not counted.
+    """Cost of a calibration for each prompt; replayed calls cost nothing, decoding and judging are not counted.
 
     Attributes:
         num_large_forwards, num_small_forwards: denoiser calls that were made (both guidance branches in one batch
@@ -46,7 +46,7 @@ class SearchCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Where the stages of one pair meet.
+    """Boundaries at which the stages of one pair meet.
 
     Attributes:
         setting: what it holds for: pair, solver, number of steps.

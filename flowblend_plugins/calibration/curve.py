@@ -40,7 +40,7 @@ class BranchCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceCurve:
-    """What ``flowblend calibrate divergence`` measures.
+    """Velocity divergence over the steps, as ``flowblend calibrate divergence`` measures it.
 
     Attributes:
         setting: the pair, the sampler, the prompts.
@@ -54,7 +54,7 @@ class DivergenceCurve:
 
     @classmethod
     def of(cls, runs: Sequence[Sequence[Divergence]], setting: CalibrationSetting) -> DivergenceCurve:
-        """From what a shadow saw in one large-only generation of each prompt."""
+        """Make the curve from one large-only generation of each prompt."""
         by_place: dict[str, dict[int, list[Divergence]]] = {}
         for run in runs:
             for found in run:

@@ -45,7 +45,7 @@ class _Velocities(NamedTuple):
 
 
 class ShadowRun:
-    """What the shadow saw; filled while the pipeline runs.
+    """Divergences seen in the large denoiser's shadow; filled while the pipeline runs.
 
     Attributes:
         divergences: one for every step and branch, in the order of the calls.

@@ -27,7 +27,7 @@ from .setting import CalibrationSetting, DenoiserIdentity, SamplerIdentity, inst
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a calibration is made of.
+    """Generations that a calibration measures: a pair, prompts and the call.
 
     Attributes:
         pipe, small: as :func:`flowblend_plugins.enable` takes them.
@@ -47,13 +47,13 @@ class Order:
     adapters: Iterable[str | Adapter] = ()
 
     def generate(self, number: int, output_type: str) -> Any:
-        """What the pipeline returns for one prompt; its noise is the same every time."""
+        """Generate one prompt, with noise that is the same every time."""
         noise = torch.Generator("cpu").manual_seed(self.seed + number)
         call = {**self.call, "prompt": self.prompts[number], "generator": noise, "output_type": output_type}
         return self.pipe(**call)
 
     def guidance_scale(self, blend: Blend) -> float | None:
-        """Of the call, as adapters may set it; the pipeline's own where it is left out, ``None`` if it has none."""
+        """Guidance scale of the call, or else the pipeline's own; ``None`` if it has none."""
         given = {**self.call, **arguments_set_by(blend.adapters)}
         if "guidance_scale" in given:
             return given["guidance_scale"]
@@ -61,7 +61,7 @@ class Order:
         return None if parameter is None else parameter.default
 
     def setting(self, blend: Blend) -> CalibrationSetting:
-        """What the generations of a blend, which has made at least one, were made under."""
+        """Conditions of the generations of a blend, which has made at least one."""
         return CalibrationSetting(
             pair=self.pair,
             denoisers={letter: DenoiserIdentity.of(blend.denoisers[letter]) for letter in ("L", "S")},
@@ -76,7 +76,7 @@ class Order:
 
 
 def measure_divergence(order: Order) -> DivergenceCurve:
-    """How far apart the two denoisers' velocities are at every step of one large-only generation of each prompt.
+    """Measure how far apart the two velocities are at every step of one large-only generation of each prompt.
 
     The small denoiser runs in the large one's shadow, so the generations are the large denoiser's own, bit for bit.
 
@@ -126,7 +126,7 @@ def _watch(order: Order) -> tuple[DivergenceCurve, SearchCost]:
 
 
 def count_flops(blend: Blend, letter: str, inputs: CallInputs) -> int:
-    """Of one forward of a denoiser on such inputs, attention included."""
+    """FLOPs of one forward of a denoiser on such inputs, attention included."""
     return FlopCounter.of(blend.denoisers[letter]).count(inputs).total
 
 

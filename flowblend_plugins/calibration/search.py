@@ -22,7 +22,7 @@ Trial = Callable[[int, int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Boundaries:
-    """What a search found, in steps.
+    """Boundaries that a search found, in steps.
 
     Attributes:
         early_steps, late_steps: lengths of the two stages of the large denoiser.
@@ -45,7 +45,7 @@ def candidates(num_steps: int, unit: int) -> list[int]:
 
 
 def shortest_early(similarity: Trial, num_steps: int, threshold: float, unit: int) -> int:
-    """By bisection: an early stage within the threshold, with the candidate below it out of it.
+    """Find by bisection an early stage within the threshold whose shorter neighbour is outside.
 
     All steps are within it by definition (it is the large denoiser alone), and are not tried.
     """
@@ -63,7 +63,7 @@ def shortest_early(similarity: Trial, num_steps: int, threshold: float, unit: in
 def sufficient_late(
     artefact: Trial, num_steps: int, early_steps: int, unit: int, may_try: Callable[[int], bool] = lambda late: True
 ) -> tuple[int, bool]:
-    """By a scan from below, which ends where a longer late stage is worth less than its steps.
+    """Scan late stages from below until a longer one is worth less than its steps.
 
     It begins with two units: with a multistep solver the first step after a switch is worth less than those behind it.
 
@@ -97,7 +97,7 @@ def sufficient_late(
 
 
 def boundaries_on_grid(similarity: Trial, artefact: Trial, num_steps: int, threshold: float, unit: int) -> Boundaries:
-    """The same two definitions with every candidate tried; what the search is held against."""
+    """Try every candidate for both boundaries; the oracle of the search."""
     lengths = candidates(num_steps, unit)
     early = 0
     for shorter, longer in itertools.pairwise(lengths):

@@ -1,4 +1,4 @@
-"""What a calibration was made on: which two denoisers, which sampler, how many steps. For anything else it is void."""
+"""Conditions of a calibration: two denoisers, a sampler, and a number of steps. For anything else it is void."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserIdentity:
-    """What tells one denoiser from another, wherever it was loaded from.
+    """Identity of a denoiser, wherever it was loaded from.
 
     Attributes:
         class_name: its class in diffusers.
@@ -107,7 +107,7 @@ class CalibrationSetting:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> CalibrationSetting:
-        """Read what :meth:`to_json` gave. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        """Read the JSON of :meth:`to_json`. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
         scale = entry["guidance_scale"]
         return cls(
             pair=str(entry["pair"]),

@@ -1,4 +1,4 @@
-"""How alike two videos are, by the features of something that has learned to look; SSIM where nothing has."""
+"""Similarity of two videos by the features of an image model, or by SSIM."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Video = NDArray[np.float32]
 
 
 class Similarity(Protocol):
-    """Of a video to another, both ``[F, H, W, 3]`` in 0..1; 1 for equal ones.
+    """Similarity of a video to another, both ``[F, H, W, 3]`` in 0..1; 1 for equal ones.
 
     A pair brings its own with :attr:`flowblend_plugins.PairPreset.similarity`.
     """
 
     @property
     def name(self) -> str:
-        """What a calibration says it was judged by."""
+        """Name that the calibration file gives it."""
         ...
 
     def __call__(self, video: Video, reference: Video) -> float: ...

@@ -1,4 +1,4 @@
-"""The ``flowblend`` command. Its commands come from plugins, our own included, through ``flowblend_register_commands``.
+"""The ``flowblend`` command line, whose commands come from plugins through ``flowblend_register_commands``.
 
 Exit codes: 0 done; 1 something found or made on the way is wrong; 2 the command line itself is; 3 a
 matrix was measured and does not pass; 130 interrupted.

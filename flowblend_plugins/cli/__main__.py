@@ -1,4 +1,4 @@
-"""``python -m flowblend_plugins.cli``."""
+"""Entry point of ``python -m flowblend_plugins.cli``."""
 
 from . import main
 

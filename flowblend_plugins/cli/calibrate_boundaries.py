@@ -1,4 +1,4 @@
-"""``flowblend calibrate boundaries``."""
+"""The command ``flowblend calibrate boundaries``, which finds where stages meet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SSIM, _ARTEFACT = "ssim", "high_frequency_error"
 
 
 class Proxy(str, enum.Enum):
-    """What may stand in for a search."""
+    """Measurements that may replace a search."""
 
     DIVERGENCE = "divergence"
 

@@ -1,4 +1,4 @@
-"""``flowblend calibrate divergence``."""
+"""The command ``flowblend calibrate divergence``, which compares two denoisers."""
 
 from __future__ import annotations
 

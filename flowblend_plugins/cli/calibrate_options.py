@@ -1,4 +1,4 @@
-"""What the calibrations of a pair have in common: their group of commands, the options, and the order they make."""
+"""Options shared by the calibrate commands, and their group on the command line."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _looked_at(what: str, look: Callable[[], tuple[str, str]]) -> Finding:
 
 
 def _requirements() -> Iterator[Finding]:
-    """What the package itself declares to need here, in the version that is installed."""
+    """Requirements that the installed package declares for this machine."""
     from packaging.requirements import Requirement
 
     for wanted in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a generation before it runs.
+    """Plan of a generation before it runs.
 
     Attributes:
         schedule: as it was asked for.
@@ -41,7 +41,7 @@ class Plan:
     outcomes: dict[str, list[Outcome] | None] = field(default_factory=dict)
 
     def show(self, as_json: bool = False) -> None:
-        """Print it."""
+        """Print the plan on standard output."""
         if as_json:
             plan = {"schedule": self.schedule, "num_inference_steps": self.num_inference_steps, "steps": self.steps}
             if self.sigmas is not None:
@@ -59,7 +59,7 @@ class Plan:
 
 
 def plan_unloaded(stages: StageSchedule, num_steps: int, adapters: Sequence[Adapter]) -> Plan:
-    """What can be said before a pair is loaded.
+    """Plan a generation before a pair is loaded.
 
     Raises:
         ScheduleError: the schedule does not fit the number of steps.
@@ -72,7 +72,7 @@ def plan_unloaded(stages: StageSchedule, num_steps: int, adapters: Sequence[Adap
 
 
 def plan_blend(blend: Blend, num_steps: int) -> Plan:
-    """What can be said once a pair is loaded and its adapters are attached.
+    """Plan a generation once a pair is loaded and its adapters are attached.
 
     Raises:
         ScheduleError: the schedule does not fit the number of steps.

@@ -232,7 +232,7 @@ def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: dict
 
 
 def _default_of(pipeline: Any, argument: str) -> Any:
-    """What a pipeline takes for an argument that it is called without; ``None`` if it has no such argument."""
+    """Default of an argument of the pipeline call; ``None`` if it has no such argument."""
     parameter = inspect.signature(type(pipeline).__call__).parameters.get(argument)
     return parameter.default if parameter is not None else None
 

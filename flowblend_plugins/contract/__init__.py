@@ -1,1 +1,1 @@
-"""What a plugin author uses: markers, traits, adapters, denoiser calls, and the verdict on a stack."""
+"""Contract for plugin authors: markers, traits, adapters, denoiser calls, and the verdict on a stack."""

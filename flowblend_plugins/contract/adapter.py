@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torc
 
 @dataclass(frozen=True)
 class AttachTarget:
-    """What an adapter is attached to.
+    """Pipeline and denoisers that an adapter is attached to.
 
     Attributes:
         pipeline: the diffusers pipeline.
@@ -71,7 +71,7 @@ class Adapter(abc.ABC):
         """
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        """What on this pipeline, beyond the traits, makes the technique impossible: (what was found, what to do).
+        """Obstacles to the technique on this pipeline beyond the traits, as (what was found, what to do).
 
         Asked before anything is attached, so that all reasons of a stack are reported at once.
         """
@@ -83,7 +83,7 @@ class Adapter(abc.ABC):
         return num_inference_steps
 
     def plan(self, target: AttachTarget, steps: Sequence[StepContext]) -> Sequence[Outcome] | None:
-        """What the denoiser will do at each step, where that can be known before the run; ``None`` where it cannot.
+        """Outcome of each step, where it can be known before the run; ``None`` where it cannot.
 
         Args:
             target: what this adapter is attached to.
@@ -94,7 +94,7 @@ class Adapter(abc.ABC):
 
 
 def arguments_set_by(adapters: Iterable[Adapter]) -> dict[str, Any]:
-    """What of a pipeline call adapters set themselves: options that have the argument's own name, and a value."""
+    """Arguments of a pipeline call that adapters set: options with the argument's own name and a value."""
     return {
         name: value
         for adapter in adapters

@@ -11,7 +11,7 @@ Run = Callable[[StepContext, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
 class DenoiserCall:
-    """What the pipeline asks for, and the means to answer it with any denoiser, with several, or with none.
+    """One denoiser call, and the means to answer it with any denoiser, with several, or with none.
 
     The last denoiser that is run gives the answer as far as the trace is concerned; those before it are recorded as
     extra calls, with their time and FLOPs. An answer for which none is run is a ``predict`` that cost no forward.

@@ -27,7 +27,7 @@ class Family(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTraits:
-    """What is true of one technique, whatever it is stacked with.
+    """Facts about one technique, whatever it is stacked with.
 
     Attributes:
         family: which of these kinds it is.
@@ -108,7 +108,7 @@ _AUDITED = contextvars.ContextVar("flowblend_refusals_audited", default=False)
 
 @contextlib.contextmanager
 def refusals_audited() -> Iterator[None]:
-    """In here what is declared incompatible is run all the same, to see whether the declaration is true."""
+    """Run refused stacks all the same inside this context, to test whether the refusal is true."""
     token = _AUDITED.set(True)
     try:
         yield
@@ -127,7 +127,7 @@ class Composition(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a stack is judged as it is: the verdict it argues for, what was found, and what to do about it.
+    """One reason for a verdict: the composition it argues for, what was found, and what to do about it.
 
     ``adapter`` is the one that is inert, of a reason that says so.
     """

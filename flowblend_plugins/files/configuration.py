@@ -10,14 +10,14 @@ from ..errors import FlowBlendError
 
 
 class Configuration(TypedDict):
-    """Keyword arguments of :func:`flowblend_plugins.enable`."""
+    """Schedule and adapters, as keyword arguments of :func:`flowblend_plugins.enable`."""
 
     schedule: str
     adapters: list[str]
 
 
 def read_configuration(path: str | Path, pair: str | None = None) -> Configuration:
-    """What ``enable(pipe, small, **read_configuration(path))`` takes.
+    """Read the schedule and adapters for ``enable(pipe, small, **read_configuration(path))``.
 
     Args:
         path: a JSON object with ``schedule`` and ``adapters``, such as the file that ``flowblend tune`` writes.

@@ -100,6 +100,6 @@ def _as_bytes(pixels: Any, axes: tuple[str, ...]) -> NDArray[np.uint8]:
 
 
 def _enlarged(video: NDArray[np.uint8], min_side: int) -> NDArray[np.uint8]:
-    """By a whole factor, so that the shorter side of ``[F, H, W, 3]`` has at least ``min_side`` pixels."""
+    """Enlarge by a whole factor, so that the shorter side of ``[F, H, W, 3]`` has at least ``min_side`` pixels."""
     factor = max(1, -(-min_side // min(video.shape[1:3])))
     return video.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -75,7 +75,7 @@ def rotary_width(config: Config) -> Any:
 
 
 def prediction(config: Config) -> Any:
-    """What the denoiser's output is: ``flow`` (velocity of flow matching) or the scheduler's ``prediction_type``."""
+    """Kind of the denoiser's output: ``flow`` (velocity of flow matching) or the scheduler's ``prediction_type``."""
     name = config.get("class", "")
     if "Flow" in name or name.endswith("RFScheduler") or config.get("prediction_type") == "flow_prediction":
         return "flow"

@@ -1,4 +1,4 @@
-"""What makes two denoisers blendable, and loading one from where the user keeps it."""
+"""Loading a denoiser from a folder or the hub, and checking that two denoisers can be blended."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _tensor_differences(pipe: Any, large: nn.Module, candidate: Any) -> Iterable
 
 
 def _compute_device(pipe: Any, large: Any) -> torch.device | None:
-    """Where a further denoiser must stand to be called; ``None`` where model offloading will take care of it."""
+    """Device that a further denoiser must be on; ``None`` where model offloading takes care of it."""
     from diffusers.hooks.group_offloading import _get_group_onload_device, _is_group_offload_enabled
 
     if getattr(pipe, "_all_hooks", None):

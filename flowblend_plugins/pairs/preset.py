@@ -12,7 +12,7 @@ from ..schedule import DEFAULT_EARLY, DEFAULT_LATE
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedDenoiser:
-    """What is public of a denoiser before it is downloaded.
+    """Public facts about a denoiser that is not downloaded.
 
     Attributes:
         class_name: its class in diffusers.
@@ -67,7 +67,7 @@ class PairPreset:
     similarity: Callable[[], Any] | None = None
 
     def further_denoisers(self, pipe: Any) -> dict[str, Any]:
-        """What ``enable(denoisers=...)`` takes for this pair: the loaded pipeline's own experts by letter."""
+        """Experts of the loaded pipeline by letter, as ``enable(denoisers=...)`` takes them."""
         return {letter: getattr(pipe, component) for letter, component in self.experts.items()}
 
 

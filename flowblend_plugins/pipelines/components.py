@@ -1,4 +1,4 @@
-"""What ``enable()`` does to the pipeline object: further denoisers become components, and calls become generations.
+"""Enabled pipelines: further denoisers become components, and calls become generations.
 
 Both are done with a dynamic subclass of the pipeline's own class, so that setting the class back is the undo. As
 components, the further denoisers are covered by ``to``, offloading, saving and the end-of-call reset.

@@ -1,4 +1,4 @@
-"""What a further denoiser must be handed in another shape than the large one."""
+"""Control scales fitted to denoisers with another number of control layers."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import FunctionType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def opens_cache_contexts(pipeline_class: type) -> bool | None:
 
 
 @functools.lru_cache(maxsize=64)  # parsing takes milliseconds, and every adapter asks
-def _read(call: Any) -> PipelineSource:
+def _read(call: FunctionType) -> PipelineSource:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
     except (OSError, TypeError):
@@ -68,7 +68,7 @@ def _read(call: Any) -> PipelineSource:
     nodes = list(ast.walk(tree))
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     samplers = [node for node in calls if _called(node) in ("set_timesteps", "retrieve_timesteps")]
-    passed = {name for node in samplers for name in (*_keywords(node), *(a.id for a in node.args if _is_name(a)))}
+    passed = {name for node in samplers for name in (*_keywords(node), *_names(node.args))}
     assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return PipelineSource(
         branches=_branches(calls),
@@ -87,8 +87,8 @@ def _keywords(node: ast.Call) -> Iterator[str]:
     return (keyword.arg for keyword in node.keywords if keyword.arg)
 
 
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
+def _names(nodes: Iterable[ast.expr]) -> Iterator[str]:
+    return (node.id for node in nodes if isinstance(node, ast.Name))
 
 
 def _branches(calls: list[ast.Call]) -> tuple[str, ...]:

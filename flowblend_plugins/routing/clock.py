@@ -1,4 +1,4 @@
-"""Where in its generation a denoiser call stands.
+"""Clock that tells at which step of its generation a denoiser call stands.
 
 Pipelines say it in different ways, so the clock asks in order of authority: the cache context's ``step_index``; the
 scheduler's ``step_index`` once it has one; the position of the pipeline's (or the call's) timestep in the scheduler's

@@ -69,7 +69,7 @@ class Recording:
 
 
 def replayable_steps(recorded: Sequence[str], wanted: Sequence[str]) -> int:
-    """How many leading positions of ``wanted`` a generation on ``recorded`` answers exactly.
+    """Number of leading positions of ``wanted`` that a generation on ``recorded`` answers exactly.
 
     All where the two are equal; else up to the last switch of ``wanted`` that both still share: behind a switch no
     denoiser remembers anything, before it a cache may.
@@ -105,7 +105,7 @@ class Tape:
         self._has_begun = False
 
     def start(self) -> None:
-        """A generation begins. Raises ``RoutingError`` for a second one."""
+        """Begin to record a generation. Raises ``RoutingError`` for a second one."""
         if self._has_begun:
             raise RoutingError(
                 "a second generation began while one was being recorded. Record one pipeline call at a time: "
@@ -131,7 +131,7 @@ class Tape:
                 self._source, self._until = source.calls, until
 
     def answer(self, step: StepContext, inputs: tuple[Any, ...]) -> RecordedCall | None:
-        """What was answered at this very call before; ``None`` if it must be computed.
+        """Recorded answer to this very call; ``None`` if it must be computed.
 
         Raises:
             RoutingError: the recording is of another noise, prompt or call.
@@ -161,7 +161,7 @@ def copied(output: Any) -> Any:
 
 
 def checksum(value: Any) -> Any:
-    """Of a call's arguments: tensors by shape and bits, in place and order; of other values what tells them apart."""
+    """Checksum of a call's arguments: tensors by shape and bits, other values by what tells them apart."""
     if isinstance(value, torch.Tensor):
         flat = value.detach().contiguous().flatten()
         if flat.dtype == torch.bool or flat.is_complex():

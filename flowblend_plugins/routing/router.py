@@ -1,4 +1,4 @@
-"""Which denoiser answers a call: the model router.
+"""Model router, which decides which denoiser answers a call.
 
 The denoiser that the pipeline calls (the *host*) is given a dynamic subclass of its own class that overrides
 ``__call__``, ``cache_context`` and ``_reset_stateful_cache``. That sits outside every patch of ``forward`` (diffusers
@@ -233,7 +233,7 @@ class ModelRouter:
         return _RoutedContext(self, name, kwargs)
 
     def reset_stateful_cache(self, host: nn.Module, recurse: bool = True) -> None:
-        """What a pipeline resets between passes is every denoiser's state, not the host's alone."""
+        """Reset every denoiser's state between passes, not the host's alone."""
         if not self.is_routing:
             self._base_class[id(host)]._reset_stateful_cache(host, recurse)
             return

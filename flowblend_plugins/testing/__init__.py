@@ -1,4 +1,4 @@
-"""For plugin authors: tiny real pipelines, a plugin that records every hook call, and the contract of an adapter.
+"""Test tools for plugin authors: tiny real pipelines, a plugin that records every hook call, an adapter's contract.
 
 Nothing here is a mock: the pipelines are diffusers' own, with random weights of a few kilobytes, and generate in a
 fraction of a second on a CPU. Text embeddings are passed directly, so no tokenizer or text encoder is needed.

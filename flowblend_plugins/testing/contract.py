@@ -1,4 +1,4 @@
-"""What every adapter must hold to, as a class of tests that its author subclasses."""
+"""Contract tests of an adapter, as a class that its author subclasses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def seen_calls(blend: Blend, letter: str) -> Iterator[list[SeenCall]]:
 
 
 class AdapterContract:
-    """What every adapter must hold to. Subclass it in a test module, as ``class TestMine(AdapterContract)``.
+    """Tests that every adapter must pass. Subclass it in a test module, as ``class TestMine(AdapterContract)``.
 
     Attributes:
         spec: the adapter as users write it, with options that make a difference.

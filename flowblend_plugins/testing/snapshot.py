@@ -1,4 +1,4 @@
-"""What a pipeline or a denoiser is, to be compared with what it is later."""
+"""Snapshot of a pipeline or denoiser, to be compared with its later state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def describe_module(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[
 
 @dataclass(frozen=True)
 class PipelineSnapshot:
-    """What a pipeline is: to take before ``enable()``, and to compare with after ``disable()``."""
+    """Snapshot of a pipeline, taken before ``enable()`` and compared after ``disable()``."""
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
@@ -48,7 +48,7 @@ class PipelineSnapshot:
         return cls(facts, tensors)
 
     def differences(self, pipe: Any) -> list[str]:
-        """What of the pipeline is no longer as it was, in words; empty if nothing."""
+        """Differences of the pipeline from the snapshot, in words; empty if there are none."""
         return self.differences_to(PipelineSnapshot.of(pipe))
 
     def differences_to(self, now: PipelineSnapshot) -> list[str]:
@@ -62,5 +62,5 @@ class PipelineSnapshot:
 
 
 def snapshot_of_denoiser(denoiser: nn.Module) -> PipelineSnapshot:
-    """The same of a denoiser that belongs to no pipeline."""
+    """Take a snapshot of a denoiser that belongs to no pipeline."""
     return PipelineSnapshot(*describe_module(denoiser, "small denoiser"))

@@ -1,4 +1,4 @@
-"""What one denoiser forward costs, counted by running the real architecture without weights or data.
+"""FLOPs of one denoiser forward, counted by running the real architecture without weights or data.
 
 The denoiser is rebuilt from its config out of fake tensors (shapes on the meta device that answer as if on a CPU, which
 some models ask for) and called with the recorded shapes under torch's own ``FlopCounterMode``. So hooks, LoRA layers
@@ -45,7 +45,7 @@ class CallInputs(NamedTuple):
 
 
 class ForwardFlops(NamedTuple):
-    """FLOPs of one forward.
+    """FLOPs of one denoiser forward.
 
     Attributes:
         linear: linear layers only, which is how the FlowBlending paper counts: no attention products, no convolutions.
@@ -59,7 +59,7 @@ class ForwardFlops(NamedTuple):
 
 
 def describe_inputs(args: Iterable[Any], kwargs: Mapping[str, Any]) -> CallInputs:
-    """What a call must be remembered by to count it later (once a denoiser call, so it must be cheap)."""
+    """Describe a call's inputs for a later count (once a denoiser call, so it must be cheap)."""
     return CallInputs(
         tuple([_describe(value) for value in args]) if args else (),
         {name: _describe(value) for name, value in kwargs.items()},

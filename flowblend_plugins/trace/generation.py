@@ -15,7 +15,7 @@ OUTCOMES: tuple[Outcome, ...] = ("compute", "reuse", "predict")
 
 
 class CallRecord(NamedTuple):
-    """One answered denoiser call.
+    """Record of one answered denoiser call.
 
     Attributes:
         step: where in its generation it stood, and which denoiser answered.
@@ -54,11 +54,11 @@ class Generation:
     error: str | None = None
 
     def num_forwards(self, denoiser: str, outcome: Outcome) -> int:
-        """How many calls a denoiser answered with this outcome."""
+        """Number of calls that a denoiser answered with this outcome."""
         return sum(call.step.denoiser == denoiser and call.outcome == outcome for call in self.calls)
 
     def saved(self) -> Saved:
-        """What its caches saved, in calls and in time; the two differ, because answering from a cache is not free."""
+        """Savings of its caches in calls and in time; the two differ, because reuse is not free."""
         num_saved, saved_ms = 0, 0.0
         for letter in {call.step.denoiser for call in self.calls}:
             own = [call for call in self.calls if call.step.denoiser == letter]
@@ -72,7 +72,7 @@ class Generation:
 
 
 class Saved(NamedTuple):
-    """What caches saved in one generation.
+    """Savings of the caches in one generation.
 
     Attributes:
         num_calls: denoiser calls that were reused or predicted.

@@ -53,7 +53,7 @@ def _flop_lines(flops: GenerationFlops | str) -> Iterator[str]:
 
 
 class _Row(NamedTuple):
-    """What one denoiser did in a run of steps."""
+    """One table row: the calls of one denoiser in a run of steps."""
 
     first_step: int
     last_step: int
@@ -145,7 +145,7 @@ def _saved_line(generation: Generation) -> Iterator[str]:
 
 
 def _flops_text(flops: int) -> str:
-    """With TFLOPs as the largest unit, since published totals are given in it."""
+    """FLOPs as text, with TFLOPs as the largest unit, since published totals are given in it."""
     unit, scale = next(((u, s) for u, s in (("TFLOPs", 1e12), ("GFLOPs", 1e9)) if flops >= s), ("MFLOPs", 1e6))
     value = flops / scale
     return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What ran since FlowBlending was enabled: written by the router, read by people and programs."""
+"""Trace of every generation since FlowBlending was enabled, read by people and programs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trace:
         return self.generations[-1] if self.generations else None
 
     def report_outcome(self, outcome: Outcome, skipped: frozenset[str] = frozenset()) -> None:
-        """For adapters: say what the denoiser call in progress did, where it was not ``compute``.
+        """Say what the denoiser call in progress did, where it was not ``compute`` (for adapters).
 
         Args:
             outcome: ``"reuse"`` or ``"predict"``.
@@ -59,14 +59,14 @@ class Trace:
         self._outcome, self._skipped = outcome, skipped
 
     def report_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """For adapters: say on which inputs the call in progress is computed, where not on those it was given.
+        """Say on which inputs the call in progress is computed, where not on those it was given (for adapters).
 
         Its FLOPs are then counted from these; what the large denoiser would have cost still from those given.
         """
         self._computed = describe_inputs(args, kwargs)
 
     def note(self, text: str) -> None:
-        """For adapters: a line on the generation in progress, or the one that has just ended, shown in its summary."""
+        """Add a line to the summary of the generation in progress, or the one that has just ended (for adapters)."""
         self.generations[-1].notes.append(text)
 
     # -- written by the router -----------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Trace:
     def end_answer(
         self, begun: Answering, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_predicted: bool
     ) -> None:
-        """It has: of the forwards it made the last one is the answer, and the others are extra."""
+        """A hook has answered: of the forwards it made the last one is the answer, and the others are extra."""
         calls = self.generations[-1].calls
         if len(calls) == begun.num_calls:
             self._outcome = "predict"
@@ -136,7 +136,7 @@ class Trace:
     # -- read by people and programs -----------------------------------------------------------------------------
 
     def flops(self, generation: int = -1) -> GenerationFlops:
-        """What a generation cost. The first count of new input shapes takes seconds for a denoiser of billions.
+        """FLOPs that a generation cost. The first count of new input shapes takes seconds for a denoiser of billions.
 
         A call that was not computed (``reuse``, ``predict``) counts as what its cache says still ran. Where that is
         not known it counts as nothing, though a cache still runs its test and what stands outside the cached blocks:

@@ -66,3 +66,11 @@ def test_nothing_of_one_machine_and_no_pickle_is_tracked() -> None:
 def test_tracked_weights_stay_small() -> None:
     weights = [p for p in tracked_files() if p.suffix == ".safetensors"]
     assert sum(p.stat().st_size for p in weights) < 32e6
+
+
+def test_docstrings_open_with_a_plain_sentence() -> None:
+    counts = ROOT / "tests" / "house" / "counts.py"
+    listed = subprocess.run([sys.executable, counts, "-v"], cwd=ROOT, capture_output=True, text=True).stdout
+    bad = [line for line in listed.splitlines() if re.search(r"opens with '|has fewer than", line)]
+    bad = [line for line in bad if "compat_matrix/" not in line]
+    assert not bad, "\n".join(bad)

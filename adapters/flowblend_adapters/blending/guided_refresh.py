@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedRefresh(Adapter):
-    """In the small denoiser's steps, call the large one whenever the small one's velocity has changed enough.
+    """Call the large denoiser within the small one's steps whenever the small velocity has changed enough.
 
     Args:
         threshold: relative change of the small denoiser's velocity since the last large step up to which its corrected

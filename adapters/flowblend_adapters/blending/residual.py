@@ -1,4 +1,4 @@
-"""What the large denoiser says beyond the small one, kept from its last step for each guidance branch."""
+"""Difference of the large and the small velocity, kept from the last large step for each guidance branch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Known(NamedTuple):
 
 
 class Residuals:
-    """Of one generation; a new one begins with nothing.
+    """State of one generation; a new one begins with nothing.
 
     The small denoiser is run on the last large step's inputs when it is first called after it, so a large step that is
     followed by another costs nothing.

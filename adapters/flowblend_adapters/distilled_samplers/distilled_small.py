@@ -73,7 +73,7 @@ class DistilledSmall(Adapter):
 
     @property
     def num_inference_steps(self) -> int | None:
-        """As it sets it in every call; ``None`` where it leaves it alone."""
+        """Guidance scale that every call is given; ``None`` leaves it to the call."""
         return None if self.sigmas is None else len(self.sigmas)
 
     def _solver(self, pipe: Any) -> Solver | None:
@@ -176,7 +176,7 @@ class AttachedDistilledSmall:
             )
 
     def _note_other_levels(self, call_arguments: Mapping[str, Any]) -> None:
-        """Where the weights say at which noise levels they were distilled, tell how to sample at these."""
+        """Tell how to sample at the noise levels that the weights were distilled at, if they name them."""
         few = [of_one.file.sampling.get("sigmas") for of_one in self._weights.values()]
         if not few or not few[0]:
             return

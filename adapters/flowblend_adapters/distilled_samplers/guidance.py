@@ -40,7 +40,7 @@ def set_guidance(name: str, pipe: Any, call_arguments: dict[str, Any], scale: fl
 
 
 def guidance_obstacle(pipe: Any) -> str | None:
-    """Why guidance cannot be turned off for one denoiser of a pipeline alone; ``None`` where it can."""
+    """Reason that guidance cannot be turned off for one denoiser alone; ``None`` where it can."""
     source = read_source(pipe)
     order = source.branches
     if order[:2] == ("cond", "uncond") or (order == ("cond_uncond",) and source.batches_uncond_first):

@@ -1,4 +1,4 @@
-"""Which denoisers a cache is put on: the option ``denoisers`` that every caching adapter has."""
+"""Denoisers that a cache is put on: the option ``denoisers`` of every caching adapter."""
 
 from __future__ import annotations
 

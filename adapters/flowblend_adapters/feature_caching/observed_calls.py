@@ -1,4 +1,4 @@
-"""What a cached denoiser really did at a call: observed beneath the cache, never derived again from its rule."""
+"""Outcome of a cached call, observed beneath the cache rather than derived again from its rule."""
 
 from __future__ import annotations
 

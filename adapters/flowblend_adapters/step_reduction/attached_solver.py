@@ -62,4 +62,4 @@ class StochasticSolver(AttachedSolver):
 
 
 class ForgettingStochasticSolver(ForgettingSolver, StochasticSolver):
-    """Both."""
+    """Both notes, one after the other."""

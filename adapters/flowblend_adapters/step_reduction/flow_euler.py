@@ -10,7 +10,7 @@ from .solver import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class FlowEuler(Solver):
-    """Sample with diffusers' ``FlowMatchEulerDiscreteScheduler``."""
+    """Sample with Euler's method: diffusers' ``FlowMatchEulerDiscreteScheduler``."""
 
     name: ClassVar[str] = "flow_euler"
     suggested: ClassVar[tuple[str, ...]] = ("flow_euler(num_inference_steps=20)", "flow_euler(num_inference_steps=12)")

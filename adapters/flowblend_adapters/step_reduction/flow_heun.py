@@ -13,7 +13,7 @@ from .solver import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class FlowHeun(Solver):
-    """Sample with diffusers' ``FlowMatchHeunDiscreteScheduler``."""
+    """Sample with Heun's method: diffusers' ``FlowMatchHeunDiscreteScheduler``."""
 
     name: ClassVar[str] = "flow_heun"
     suggested: ClassVar[tuple[str, ...]] = ("flow_heun(num_inference_steps=10)", "flow_heun(num_inference_steps=6)")

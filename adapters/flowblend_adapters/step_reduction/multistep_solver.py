@@ -1,4 +1,4 @@
-"""What multistep solver adapters have beyond the others: a history that may be forgotten at the switch."""
+"""Multistep solver adapters, whose history may be forgotten at the switch of denoisers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MultistepSolver(Solver):
 
 
 def flow_settings(is_flow: bool, flow_shift: float) -> dict[str, Any]:
-    """How diffusers' multistep schedulers, made for variance-preserving diffusion, are told of flow matching."""
+    """Settings that tell diffusers' multistep schedulers of flow matching; they were made for diffusion."""
     if not is_flow:
         return {}
     return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": flow_shift}

@@ -1,4 +1,4 @@
-"""What is read off a pipeline's own scheduler before another takes its place: the noise schedule that must be kept."""
+"""Noise schedule of a pipeline's own scheduler, to be kept when another takes its place."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def flow_shift_of(scheduler: Any) -> float:
 
 
 def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
-    """Of a scheduler's config, what a scheduler of ``new_class`` is built with."""
+    """Part of a scheduler's config that a scheduler of ``new_class`` is built with."""
     takes = inspect.signature(new_class.__init__).parameters
     same_class = type(scheduler).__name__ == new_class.__name__
     kept = {
@@ -75,7 +75,7 @@ def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
 
 
 def lost_noise_schedule(scheduler: Any, new_class: Any) -> list[str]:
-    """What of a scheduler's noise schedule a ``new_class`` knows nothing of, as ``"name=value"``."""
+    """Settings of a scheduler's noise schedule that ``new_class`` does not have, as ``"name=value"``."""
     has, config = inspect.signature(new_class.__init__).parameters, scheduler.config
     unknown = {field: neutral for field, neutral in _NEUTRAL.items() if field not in has}
     return [f"{f}={config[f]!r}" for f, neutral in unknown.items() if config.get(f, neutral) != neutral]

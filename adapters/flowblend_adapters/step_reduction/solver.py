@@ -1,4 +1,4 @@
-"""What every solver adapter does: another sampler in the pipeline, and optionally another number or choice of steps.
+"""Solver adapters: another sampler in the pipeline, and optionally another number or choice of steps.
 
 Stage boundaries are fractions or sigmas, so they move along with the steps.
 """
@@ -84,7 +84,7 @@ class Solver(Adapter):
         raise NotImplementedError
 
     def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
-        """What the new scheduler's config has beyond the old one's.
+        """Settings of the new scheduler's config beyond the old one's.
 
         Args:
             is_flow: whether the denoiser predicts a flow-matching velocity.
@@ -128,7 +128,7 @@ class Solver(Adapter):
             pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
 
     def attached(self, scheduler: Any) -> AttachedSolver:
-        """What takes part in the blend while this solver is on."""
+        """Plugin that takes part in the blend while this solver is on."""
         return AttachedSolver(self.name, self.num_inference_steps, scheduler)
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:

@@ -10,7 +10,7 @@ from .multistep_solver import MultistepSolver, flow_settings
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(MultistepSolver):
-    """Sample with diffusers' ``UniPCMultistepScheduler``."""
+    """Sample with UniPC, diffusers' ``UniPCMultistepScheduler``."""
 
     name: ClassVar[str] = "unipc"
     suggested: ClassVar[tuple[str, ...]] = ("unipc(num_inference_steps=16)", "unipc(num_inference_steps=10)")

@@ -94,7 +94,7 @@ class Forecast(Adapter):
 
 
 class _Said(NamedTuple):
-    """What the large denoiser said at a step: its output, whose tensor is a copy."""
+    """One remembered output of the large denoiser, whose tensor is a copy."""
 
     step: StepContext
     output: Any

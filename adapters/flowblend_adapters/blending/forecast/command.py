@@ -1,4 +1,4 @@
-"""``flowblend calibrate forecast``."""
+"""The command ``flowblend calibrate forecast``, which measures velocities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike the large denoiser's velocities are from one timestep to another, and the best guess that follows from it.
+"""Least-squares combination of a denoiser's past velocities, with weights from calibration.
 
 Inner products ``M`` of the velocities at every pair of timesteps and guidance branches, the mean over a few
 generations, are all that least squares needs: the weights of known velocities ``K`` whose sum errs least as a guess of
@@ -30,7 +30,7 @@ _BY_HAND = "`flowblend calibrate forecast` writes such a file"
 
 
 class Place(NamedTuple):
-    """Where a velocity is: its guidance branch, and the sampler's timestep."""
+    """Position of a velocity: its guidance branch and the sampler's timestep."""
 
     branch: str | None
     timestep: float
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VelocityMoments:
-    """Of one large denoiser.
+    """Second moments (Gram matrix) of one denoiser's velocities.
 
     Attributes:
         class_name: of the denoiser.
@@ -59,7 +59,7 @@ class VelocityMoments:
     moments: Array
 
     def weights(self, wanted: Place, known: Sequence[Place]) -> Array:
-        """Of the known velocities, in their order: their sum is the best guess of the wanted one.
+        """Weights of the known velocities whose sum is the least-squares guess of the wanted one.
 
         Beyond the calibrated timesteps the nearest one stands. Every branch must be one of :attr:`branches`.
         """
@@ -82,11 +82,11 @@ class VelocityMoments:
         return row
 
     def differences(self, denoiser: Any) -> list[str]:
-        """In what the denoiser that was measured differs from this one, in words."""
+        """Differences of the measured denoiser from this one, in words."""
         return differences(self.class_name, self.config, denoiser)
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`read` reads; of the symmetric moments the lower triangle, to seven digits."""
+        """The JSON object that :meth:`read` reads; the moments as a lower triangle, to seven digits."""
         triangle = self.moments[np.tril_indices(len(self.moments))]
         return {
             "technique": TECHNIQUE,
@@ -100,7 +100,7 @@ class VelocityMoments:
 
     @classmethod
     def read(cls, path: str | Path) -> VelocityMoments:
-        """From JSON: a file, or by name (``"reference"``) the moments that come with this package.
+        """Read the moments from a JSON file, or by name (``"reference"``) from this package.
 
         Raises:
             ValueError: it is not there, or holds none.

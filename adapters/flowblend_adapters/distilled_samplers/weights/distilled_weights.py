@@ -52,7 +52,7 @@ class DistilledWeights:
 def choose_sources(
     name: str, given: Mapping[str, str | None], num_inference_steps: int | None, target: AttachTarget
 ) -> dict[str, str]:
-    """Where the few-step weights of each denoiser are: as given, else as the registered pair names them.
+    """Sources of each denoiser's few-step weights: as given, else as the registered pair names them.
 
     Args:
         name: of the adapter, for errors.

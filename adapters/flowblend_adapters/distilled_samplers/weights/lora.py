@@ -184,7 +184,7 @@ def is_lora_active(denoiser: Any) -> bool:
 
 
 class _LayersBefore:
-    """What the LoRA layers and weights of a denoiser were before ours came, to make them that again.
+    """State of a denoiser's LoRA layers and weights before ours came, to be restored later.
 
     What the user does to LoRAs of their own in between stays.
     """

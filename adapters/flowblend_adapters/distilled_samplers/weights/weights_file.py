@@ -115,7 +115,7 @@ def _from_hub(hub_id: str) -> WeightsFile:
 
 
 def _the_one_file(source: str, names: list[str]) -> str:
-    """Of the files of a folder or repository, the LoRA."""
+    """Choose the LoRA among the files of a folder or repository."""
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if LORA_FILE in found:
         return LORA_FILE

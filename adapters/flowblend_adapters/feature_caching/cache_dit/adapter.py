@@ -219,7 +219,7 @@ def target_name(denoiser: Any) -> str:
 def cache_dit_obstacles(
     denoiser: Any, fn_blocks: int, bn_blocks: int, is_taken_refused: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Why DBCache cannot be on a denoiser; a cache on the large one is judged with the stack before it comes here."""
+    """Obstacles to DBCache on a denoiser; a cache on the large one was judged with the stack."""
     if is_taken_refused and getattr(denoiser, "is_cache_enabled", False):
         found = type(denoiser._cache_config).__name__
         yield f"it has a cache of diffusers' enabled already ({found})", "Call disable_cache() on it first."

@@ -89,7 +89,7 @@ def _cached_lists(denoiser: nn.Module) -> list[tuple[str, Any, Any]]:
 
 
 def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
-    """Why a set-up of the user's cannot be made right."""
+    """Reason that a user's cache-dit set-up cannot be adopted."""
     if "_hf_hook" in denoiser.__dict__ and _is_cache_dits(denoiser.__dict__.get("forward")):
         yield (
             "cache-dit was enabled after model offloading, which takes it off again at the end of a generation",
@@ -110,7 +110,7 @@ def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
 
 
 def adopt_cache_dit(pipe: Any) -> Iterator[Adapter]:
-    """What to take over of a pipeline's: its cache-dit, if it is on."""
+    """Adapters for the cache-dit that a pipeline brings along, if it is on."""
     if has_cache_dit(getattr(pipe, "transformer", None)):
         yield AdoptedCacheDit()
 

@@ -76,7 +76,7 @@ class BranchContexts:
                 self._put(name, first)
 
     def put_found_back(self) -> None:
-        """For a call that is not of the blend, and at the end of a generation."""
+        """Restore cache-dit's own context for calls outside the blend, and at the end of a generation."""
         for name, context in self._found.items():
             self._put(name, context)
 

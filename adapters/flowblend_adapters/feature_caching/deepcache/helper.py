@@ -26,7 +26,7 @@ def find_helper(unet: Any) -> Any | None:
 
 
 def names_by_key(unet: nn.Module) -> dict[Key, str]:
-    """For every module that the package has wrapped: under which key it keeps its forward, and the module's name."""
+    """Keys and names of the modules that DeepCache has wrapped, by which it keeps their forwards."""
     keys = {}
     for name, module in unet.named_modules():
         enclosed = _enclosed(module)
@@ -36,7 +36,7 @@ def names_by_key(unet: nn.Module) -> dict[Key, str]:
 
 
 def _enclosed(module: Any) -> dict[str, Any]:
-    """What the forward that was put on a module has in its closure; nothing where none was put on it."""
+    """Closure of the forward that was put on a module; empty where none was put on it."""
     wrapper = getattr(module, "__dict__", {}).get("forward")
     code, cells = getattr(wrapper, "__code__", None), getattr(wrapper, "__closure__", None)
     if code is None or cells is None:
@@ -85,7 +85,7 @@ class SteeredHelper:
         self._helper.cached_output = {}
 
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: str = "down") -> bool:
-        """In place of the helper's own, with the step that the router knows."""
+        """Replace the helper's own step counter by the step that the router knows."""
         step, entered, helper = self._step, self._entered, self._helper
         if step is None:
             return False
@@ -99,7 +99,7 @@ class SteeredHelper:
 
 @contextlib.contextmanager
 def restored_forwards(unet: nn.Module) -> Iterator[None]:
-    """On leaving, take off the forwards that were put on modules, and give back those that were there before.
+    """Take off the forwards put on modules meanwhile, and restore those that were there before.
 
     The package's own ``disable()`` leaves a ``forward`` on every module that it has had its hands on.
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _NativeKind(NamedTuple):
-    """What is known of one of diffusers' caches.
+    """Facts about one of diffusers' caches.
 
     Attributes:
         hooks: names of its hooks on modules that do not run, beneath them, in a call that is not computed.

@@ -106,7 +106,7 @@ def _calibrating(denoiser: Any, trace: Trace) -> Iterator[dict[int, list[float]]
 
 @contextlib.contextmanager
 def _rewound(generator: Any) -> Iterator[None]:
-    """The same random numbers again for the next one who is given this generator, or list of them."""
+    """Rewind a random generator, or a list of them, for the next generation."""
     generators = [] if generator is None else generator if isinstance(generator, list) else [generator]
     states = [one.get_state() for one in generators]
     try:

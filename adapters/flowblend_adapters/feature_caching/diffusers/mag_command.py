@@ -1,4 +1,4 @@
-"""``flowblend calibrate mag-cache``."""
+"""The command ``flowblend calibrate mag-cache``, which measures magnitude ratios."""
 
 from __future__ import annotations
 

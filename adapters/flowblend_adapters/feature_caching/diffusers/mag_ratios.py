@@ -37,7 +37,7 @@ class DenoiserRatios:
     ratios: tuple[float, ...]
 
     def differences(self, denoiser: Any) -> list[str]:
-        """In what the calibrated denoiser differs from this one, in words."""
+        """Differences of the calibrated denoiser from this one, in words."""
         return differences(self.class_name, self.config, denoiser)
 
 
@@ -56,7 +56,7 @@ class MagRatios:
     denoisers: Mapping[str, DenoiserRatios]
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`read` reads."""
+        """The JSON object that :meth:`read` reads."""
         return {
             "technique": TECHNIQUE,
             "num_inference_steps": self.num_inference_steps,
@@ -69,7 +69,7 @@ class MagRatios:
 
     @classmethod
     def read(cls, path: str | Path) -> MagRatios:
-        """From JSON: a file, or by name (``"reference"``) the ratios of a pair that come with this package.
+        """Read the ratios from a JSON file, or by name (``"reference"``) from this package.
 
         Raises:
             AdapterError: it is not there, or holds no ratios of MagCache.

@@ -1,4 +1,4 @@
-"""What every cache of diffusers' own has in common as an adapter: on through ``enable_cache``, off without a trace.
+"""Adapter shared by diffusers' own caches: on through ``enable_cache``, off without a trace.
 
 ``enable_cache`` and ``disable_cache`` leave empty hook registries, forwards and attributes on modules; this restores
 what was there. The router resets a cache at the switch through ``_reset_stateful_cache``, as pipelines do.
@@ -77,7 +77,7 @@ class NativeCache(Adapter):
         return transformer_blocks(denoiser)[-1:]
 
     def outcome_of_skip(self, denoiser: Any) -> Outcome:
-        """What a call was, just after it, in which some of :meth:`observed_modules` did not run."""
+        """Outcome of the last call, in which some of :meth:`observed_modules` did not run."""
         return self.skipped_outcome  # type: ignore[return-value]
 
     @contextlib.contextmanager
@@ -158,7 +158,7 @@ class StageEntries:
 
 
 def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: bool) -> Iterator[tuple[str, str]]:
-    """Why diffusers cannot put a cache on a denoiser: (what was found, what to do)."""
+    """Obstacles to a diffusers cache on a denoiser, as (what was found, what to do)."""
     name = type(denoiser).__name__
     if not hasattr(denoiser, "enable_cache"):
         yield (
@@ -234,7 +234,7 @@ def enabled_cache(denoiser: Any, config: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_hooks(denoiser: Any) -> Iterator[None]:
-    """On leaving, take away the registries, forwards and attributes that a cache has left where there were none."""
+    """Take away, on leaving, the registries, forwards and attributes that a cache has left behind."""
     modules = list(denoiser.modules())
     had = [("_diffusers_hook" in module.__dict__, "forward" in module.__dict__) for module in modules]
     had_config = "_cache_config" in denoiser.__dict__

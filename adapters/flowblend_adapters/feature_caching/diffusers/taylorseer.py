@@ -130,5 +130,5 @@ class TaylorSeer(NativeCache):
 
 
 def _names_in_first_block(denoiser: nn.Module) -> str:
-    """What there is to choose from, as every block has it."""
+    """Names of the modules to choose from, as every block has them."""
     return ", ".join(name for name, _ in denoiser.named_modules() if re.fullmatch(r"(?:\w+_)?blocks\.0\.\w+", name))

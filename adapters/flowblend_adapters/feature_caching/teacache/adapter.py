@@ -82,7 +82,7 @@ class TeaCache(Adapter):
             yield state
 
     def plan(self, target: AttachTarget, steps: Sequence[StepContext]) -> list[Outcome] | None:
-        """What Wan's denoisers will do: their signals depend on the timestep alone."""
+        """Plan the steps of Wan's denoisers, whose signals depend on the timestep alone."""
         from .planning import plan_steps
 
         rules = self._rules(target)

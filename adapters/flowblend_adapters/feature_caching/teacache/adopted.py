@@ -72,7 +72,7 @@ def is_patched(denoiser: Any) -> bool:
 
 
 def patched_denoisers(pipe: Any) -> list[Any]:
-    """Those among the denoisers that the pipeline itself calls."""
+    """Denoisers that the pipeline itself calls and that TeaCache has patched."""
     second = pipe.config.get("boundary_ratio") is not None
     slots = [slot for slot in _SLOTS if second or slot != "transformer_2"]
     found = [getattr(pipe, slot, None) for slot in slots]

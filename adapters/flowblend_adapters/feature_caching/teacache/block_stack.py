@@ -80,7 +80,7 @@ class BlockStack:
         return tail is self._tail and len(blocks) == len(self._blocks) and all(map(_is, blocks, self._blocks))
 
     def call(self, base: Any, block: nn.Module, is_first: bool, is_last: bool, args: Any, kwargs: Any) -> Any:
-        """One block's call."""
+        """Call of one transformer block."""
         if is_first:
             self._enter(block, args, kwargs)
         if self._residual is not None:

@@ -55,7 +55,7 @@ class Trajectory:
 
 
 class ChangeRecorder:
-    """Watches one denoiser compute. Filled while the pipeline runs: ``trajectories``."""
+    """Watches one denoiser compute every step. Filled while the pipeline runs: ``trajectories``."""
 
     def __init__(self, denoiser: nn.Module, trace: Trace) -> None:
         self.trajectories: list[Trajectory] = []

@@ -1,4 +1,4 @@
-"""``flowblend calibrate teacache``."""
+"""The command ``flowblend calibrate teacache``, which fits coefficients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When state is stale: which denoisers have entered in this pass over the timesteps, and where it began."""
+"""Denoisers that have entered in this pass over the timesteps, which says whose state is stale."""
 
 from __future__ import annotations
 

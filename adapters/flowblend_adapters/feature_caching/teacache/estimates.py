@@ -1,4 +1,4 @@
-"""Which polynomial and which threshold a denoiser is served with."""
+"""Choice of the polynomial and the threshold for a denoiser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_coefficients(coefficients: str) -> None:
 
 
 def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | None) -> Estimate:
-    """From the file or published model that was asked for, else as shipped, else as published for its size.
+    """Choose the estimate that was asked for, else the shipped one, else the one published for its size.
 
     Raises:
         StackError: no coefficients are known for this denoiser, or those of several models could be meant.

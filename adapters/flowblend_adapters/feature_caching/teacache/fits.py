@@ -19,7 +19,7 @@ _API_VERSION = 1
 
 @dataclass(frozen=True)
 class Fit:
-    """One fitted polynomial.
+    """One polynomial fitted to a denoiser's signal.
 
     Attributes:
         denoiser: class and config of the denoiser it was fitted for.
@@ -107,5 +107,5 @@ def read_fits(path: Path) -> tuple[Fit, ...]:
 
 @cache
 def shipped_fits() -> tuple[Fit, ...]:
-    """Those that come with this package, for the embedded pair."""
+    """Fits that come with this package, for the embedded pair."""
     return tuple(fit for path in sorted(SHIPPED.glob("*.json")) for fit in read_fits(path))

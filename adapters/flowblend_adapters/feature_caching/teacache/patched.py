@@ -86,7 +86,7 @@ class PatchedDenoiser:
         self._has_computed = True
 
     def _key_of(self, step: StepContext) -> tuple[str | None, int]:
-        """By branch; where the pipeline names none, by the place of the call among those of its step."""
+        """State by guidance branch; where the pipeline names none, by the call's place in its step."""
         if step.step_index != self._step_index:
             self._step_index = step.step_index
             self._calls_of_step.clear()
@@ -182,7 +182,7 @@ def _lent_forward(letter: str, denoiser: Any, source: Any) -> Iterator[None]:
 
 
 def _own_forward(source: Any) -> Callable[..., Any] | None:
-    """What stands in for ``forward`` on the instance, below what offloading put around it."""
+    """Set the function that stands in for ``forward`` on the instance, below offloading's wrapper."""
     forward = vars(source).get("_old_forward", vars(source).get("forward"))
     if forward is None:
         return None

@@ -1,4 +1,4 @@
-"""What TeaCache will do on Wan, known before the run: both signals follow from the timestep."""
+"""Plan of TeaCache's steps on Wan, known before the run because both signals follow from the timestep."""
 
 from __future__ import annotations
 

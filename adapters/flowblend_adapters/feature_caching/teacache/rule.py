@@ -1,4 +1,4 @@
-"""When TeaCache reuses (Liu et al., 2024, arXiv 2411.19108): the mathematics, without a model or a device.
+"""Rule by which TeaCache reuses (Liu et al., 2024, arXiv 2411.19108): mathematics without a model or device.
 
 The relative change of a cheap signal, put through a fitted polynomial, estimates how much the output changes. Estimates
 add up over the steps that were not computed; once they reach the threshold, the step is computed and the sum is zero.
@@ -26,7 +26,7 @@ class Polynomial:
 
     @classmethod
     def on_its_positive_domain(cls, *coefficients: float) -> Polynomial:
-        """With the first interval of changes on which it is positive: what remains of a fit published without one."""
+        """Limit the polynomial to the first interval on which it is positive, for fits published without a domain."""
         import numpy as np
 
         roots = sorted(float(root.real) for root in np.roots(coefficients) if abs(root.imag) < 1e-12 and root.real > 0)
@@ -50,7 +50,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class SkipRule:
-    """Which steps are computed.
+    """Tell for each step whether it is computed.
 
     Attributes:
         polynomial: estimates the change of the output.

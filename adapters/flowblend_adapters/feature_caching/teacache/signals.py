@@ -19,7 +19,7 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a denoiser keeps what TeaCache needs.
+    """Names of the modules and attributes that TeaCache needs of a denoiser.
 
     Attributes:
         blocks: attribute with its transformer blocks.

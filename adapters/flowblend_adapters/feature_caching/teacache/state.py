@@ -1,4 +1,4 @@
-"""What TeaCache remembers while it is attached: for each denoiser and each of its guidance branches, apart."""
+"""State of an attached TeaCache, kept apart for each denoiser and guidance branch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .signals import layout_of, relative_change
 
 @dataclass
 class _Memory:
-    """What one guidance branch of one denoiser remembers."""
+    """State of one guidance branch of one denoiser."""
 
     signal: torch.Tensor | None = None
     residual: torch.Tensor | None = None
@@ -87,7 +87,7 @@ class DenoiserCache:
         return not is_forced and residual.shape == hidden_states.shape
 
     def _memory_of(self, step: StepContext) -> _Memory:
-        """By branch; where the pipeline names none, by the place of the call among those of its step."""
+        """State by guidance branch; where the pipeline names none, by the call's place in its step."""
         if step.step_index != self._step_index:
             self._step_index = step.step_index
             self._calls_of_step.clear()

@@ -1,4 +1,4 @@
-"""``flowblend calibrate timesteps``."""
+"""The command ``flowblend calibrate timesteps``, which selects noise levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which few noise levels of a dense run to keep, so that a solver errs least on what was seen in that run.
+"""Selection of a few noise levels of a dense run, on which an Euler solver errs least.
 
 Dynamic programming over the levels of a reference trajectory, as in Optimal Stepsize (Pei, Hu and Gu, 2025, arXiv
 2503.21774) and before it Watson et al. (2021, arXiv 2106.03802). Pei et al. run the denoiser anew from every candidate
@@ -47,7 +47,7 @@ def select_levels(sigmas: Sequence[float], gram: Any, num_steps: Sequence[int]) 
 
 
 def step_errors(sigmas: Sequence[float], gram: Any) -> Array:
-    """How far an Euler step from level k to j ends from where the dense run went: ``[N, N + 1]``, infinite for j <= k.
+    """Error of an Euler step from level k to j against the dense run: ``[N, N + 1]``, infinite for j <= k.
 
     Args:
         sigmas: the ``N`` dense noise levels, falling; the final 0 is level ``N``.

@@ -37,7 +37,7 @@ class SelectedTimesteps:
     selections: Mapping[int, tuple[float, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`read` reads."""
+        """The JSON object that :meth:`read` reads."""
         return {
             "technique": TECHNIQUE,
             "denoiser": {"class": self.class_name, "config": dict(self.config)},
@@ -49,7 +49,7 @@ class SelectedTimesteps:
 
     @classmethod
     def read(cls, path: str | Path) -> SelectedTimesteps:
-        """From JSON: a file, or by name (``"reference"``) the selections that come with this package.
+        """Read the selections from a JSON file, or by name (``"reference"``) from this package.
 
         Raises:
             ValueError: it is not there, or holds no selections.
@@ -94,7 +94,7 @@ class SelectedTimesteps:
         return self.selections[num_inference_steps]
 
     def differences(self, denoiser: Any) -> list[str]:
-        """In what the denoiser that they were selected on differs from this one, in words."""
+        """Differences of the denoiser they were selected on from this one, in words."""
         return differences(self.class_name, self.config, denoiser)
 
 
