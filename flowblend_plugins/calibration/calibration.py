@@ -11,12 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ScheduleError
+from ..files.measurement import MeasurementFile
 from ..schedule import StageSchedule
-from .files import read_json
 from .setting import CalibrationSetting, DenoiserIdentity, SamplerIdentity
-
-_API_VERSION = 1
-_KIND = "stage_boundaries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +100,8 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         entry = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return (
-            {"api_version": _API_VERSION, "kind": _KIND}
-            | entry
+        return _FILE.envelope(
+            entry
             | {
                 "setting": self.setting.to_json(),
                 "cost": dataclasses.asdict(self.cost),
@@ -120,24 +116,24 @@ class Calibration:
         Raises:
             ScheduleError: it is not there, is something else, or its stages do not fit its steps.
         """
-        entry = dict(read_json(path, _KIND, _API_VERSION, "boundaries"))
-        del entry["api_version"], entry["kind"]
-        try:
-            found = cls(
-                **entry
-                | {
-                    "setting": CalibrationSetting.from_json(entry["setting"]),
-                    "cost": SearchCost(**entry["cost"]),
-                    "trials": tuple(TrialResult(**trial) for trial in entry["trials"]),
-                }
-            )
-            lengths = (found.early_steps, found.late_steps, found.setting.num_timesteps - sum(found.stages))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ScheduleError(f"{path}: the calibration in it is incomplete ({error!r}). {_AGAIN}") from error
+        return _FILE.read(path)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Calibration:
+        """Read the content of such a file. Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is damaged."""
+        found = cls(
+            **{
+                **entry,
+                "setting": CalibrationSetting.from_json(entry["setting"]),
+                "cost": SearchCost(**entry["cost"]),
+                "trials": tuple(TrialResult(**trial) for trial in entry["trials"]),
+            }
+        )
+        lengths = (found.early_steps, found.late_steps, found.setting.num_timesteps - sum(found.stages))
         if not all(isinstance(length, int) and length >= 0 for length in lengths) or found.setting.num_timesteps < 1:
-            raise ScheduleError(
-                f"{path}: its stages of {found.early_steps} and {found.late_steps} steps do not fit into "
-                f"{found.setting.num_timesteps}. {_AGAIN}"
+            raise ValueError(
+                f"its stages of {found.early_steps} and {found.late_steps} steps do not fit into "
+                f"{found.setting.num_timesteps}"
             )
         return found
 
@@ -148,3 +144,10 @@ class Calibration:
 
 
 _AGAIN = "Calibrate for what you run, with `flowblend calibrate boundaries`."
+_FILE = MeasurementFile(
+    kind="stage_boundaries",
+    holds="calibration",
+    command="boundaries",
+    parse=Calibration.from_json,
+    error=ScheduleError,
+)

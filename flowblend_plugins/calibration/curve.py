@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ScheduleError
+from ..files.measurement import MeasurementFile
 from .divergence import GUIDED, Divergence
-from .files import read_json
 from .setting import CalibrationSetting
-
-_API_VERSION = 1
-_KIND = "velocity_divergence"
 
 
 class Spread(NamedTuple):
@@ -75,9 +72,7 @@ class DivergenceCurve:
         return next((name for name in (GUIDED, "cond") if name in self.branches), next(iter(self.branches)))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "api_version": _API_VERSION,
-            "kind": _KIND,
+        content = {
             "setting": self.setting.to_json(),
             "sigmas": [sigma if sigma is not None and math.isfinite(sigma) else None for sigma in self.sigmas],
             "branches": {
@@ -91,6 +86,7 @@ class DivergenceCurve:
                 for name, curve in self.branches.items()
             },
         }
+        return _FILE.envelope(content)
 
     @classmethod
     def load(cls, path: str | Path) -> DivergenceCurve:
@@ -99,18 +95,28 @@ class DivergenceCurve:
         Raises:
             ScheduleError: it is not there, or is something else.
         """
-        entry = read_json(path, _KIND, _API_VERSION, "divergence")
-        try:
-            return cls(
-                setting=CalibrationSetting.from_json(entry["setting"]),
-                sigmas=tuple(entry["sigmas"]),
-                branches={
-                    name: BranchCurve(cosine=_read(one["cosine"]), relative_l2=_read(one["relative_l2"]))
-                    for name, one in entry["branches"].items()
-                },
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ScheduleError(f"{path}: the divergence in it is incomplete ({error!r}). Measure it again.") from error
+        return _FILE.read(path)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> DivergenceCurve:
+        """Read the content of such a file. Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is damaged."""
+        return cls(
+            setting=CalibrationSetting.from_json(entry["setting"]),
+            sigmas=tuple(entry["sigmas"]),
+            branches={
+                name: BranchCurve(cosine=_read(one["cosine"]), relative_l2=_read(one["relative_l2"]))
+                for name, one in entry["branches"].items()
+            },
+        )
+
+
+_FILE = MeasurementFile(
+    kind="velocity_divergence",
+    holds="divergence",
+    command="divergence",
+    parse=DivergenceCurve.from_json,
+    error=ScheduleError,
+)
 
 
 def boundaries_of_divergence(values: Sequence[float]) -> tuple[int, int]:

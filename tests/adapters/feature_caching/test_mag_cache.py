@@ -16,7 +16,7 @@ from diffusers import MagCacheConfig, WanTransformer3DModel
 import flowblend_plugins as fb
 from flowblend_adapters.feature_caching.diffusers.mag_calibration import calibrate_mag_ratios
 from flowblend_adapters.feature_caching.diffusers.mag_ratios import DenoiserRatios, MagRatios
-from flowblend_adapters.measured_denoiser import config_facts
+from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.testing import PipelineSnapshot, generate, tiny_wan_denoiser, tiny_wan_pipeline
 from tests.adapters.feature_caching.native_cache_contract import NativeCacheContract, OnLTX, OnWan, small_wan
 from tests.exactness.pipelines import STABLE_DIFFUSION, VIDEO_TO_VIDEO

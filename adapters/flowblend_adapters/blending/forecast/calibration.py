@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from flowblend_plugins import StackError, Trace, enable
+from flowblend_plugins.files.measurement import config_facts
 
-from ...measured_denoiser import config_facts
 from ..residual import velocity_of
 from .moments import Place, VelocityMoments
 

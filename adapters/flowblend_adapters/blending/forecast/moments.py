@@ -17,16 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...measured_denoiser import differences
-from ...measured_file import read_measured
+from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
 
 Array = NDArray[np.float64]
 
-TECHNIQUE = "forecast"
 RIDGE = 1e-5
 """Of each velocity's own power: neighbours are nearly the same, and weights must not live on their difference."""
-_BUILT_IN = Path(__file__).parent / "fitted"
-_BY_HAND = "`flowblend calibrate forecast` writes such a file"
 
 
 class Place(NamedTuple):
@@ -83,42 +79,33 @@ class VelocityMoments:
 
     def differences(self, denoiser: Any) -> list[str]:
         """Differences of the measured denoiser from this one, in words."""
-        return differences(self.class_name, self.config, denoiser)
+        return denoiser_differences(self.class_name, self.config, denoiser)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`read` reads; the moments as a lower triangle, to seven digits."""
         triangle = self.moments[np.tril_indices(len(self.moments))]
-        return {
-            "technique": TECHNIQUE,
-            "denoiser": {"class": self.class_name, "config": dict(self.config)},
-            "guidance_scale": self.guidance_scale,
-            "prompts": list(self.prompts),
-            "branches": list(self.branches),
-            "timesteps": list(self.timesteps),
-            "moments": [float(f"{value:.7g}") for value in triangle],
-        }
+        return _FILE.envelope(
+            {
+                "denoiser": {"class": self.class_name, "config": dict(self.config)},
+                "guidance_scale": self.guidance_scale,
+                "prompts": list(self.prompts),
+                "branches": list(self.branches),
+                "timesteps": list(self.timesteps),
+                "moments": [float(f"{value:.7g}") for value in triangle],
+            }
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> VelocityMoments:
         """Read the moments from a JSON file, or by name (``"reference"``) from this package.
 
         Raises:
-            ValueError: it is not there, or holds none.
+            AdapterError: it is not there, or holds none.
         """
-        try:
-            return read_measured(
-                path,
-                cls._from_json,
-                option="moments",
-                technique=TECHNIQUE,
-                holds="moments of velocities",
-                built_in=_BUILT_IN,
-            )
-        except ValueError as error:
-            raise ValueError(f"{error}; {_BY_HAND}") from error
+        return _FILE.read(path, "moments")
 
     @classmethod
-    def _from_json(cls, data: Mapping[str, Any]) -> VelocityMoments:
+    def from_json(cls, data: Mapping[str, Any]) -> VelocityMoments:
         branches, timesteps = tuple(data["branches"]), tuple(float(one) for one in data["timesteps"])
         scale = data["guidance_scale"]
         return cls(
@@ -130,6 +117,15 @@ class VelocityMoments:
             timesteps=timesteps,
             moments=_read_moments(branches, timesteps, data["moments"]),
         )
+
+
+_FILE = MeasurementFile(
+    kind="forecast",
+    holds="moments of velocities",
+    command="forecast",
+    parse=VelocityMoments.from_json,
+    built_in=Path(__file__).parent / "fitted",
+)
 
 
 def _read_moments(branches: Sequence[str | None], timesteps: Sequence[float], triangle: Sequence[float]) -> Array:

@@ -11,9 +11,9 @@ from diffusers import MagCacheConfig
 from torch import nn
 
 from flowblend_plugins import StackError, Trace, enable
+from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.pipelines.source import opens_cache_contexts
 
-from ...measured_denoiser import config_facts
 from .mag_cache import MagCache, mag_states
 from .mag_ratios import DenoiserRatios, MagRatios
 from .native_cache import denoiser_obstacles, enabled_cache, restored_hooks

@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_plugins import AdapterError, StackError
-
-from ...measured_denoiser import differences
-from ...measured_file import read_measured
-
-TECHNIQUE = "mag_cache"
-_BUILT_IN = Path(__file__).parent / "measured_ratios"
-_BY_HAND = "`flowblend calibrate mag-cache` writes such a file."
+from flowblend_plugins import StackError
+from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +32,7 @@ class DenoiserRatios:
 
     def differences(self, denoiser: Any) -> list[str]:
         """Differences of the calibrated denoiser from this one, in words."""
-        return differences(self.class_name, self.config, denoiser)
+        return denoiser_differences(self.class_name, self.config, denoiser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +51,16 @@ class MagRatios:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`read` reads."""
-        return {
-            "technique": TECHNIQUE,
-            "num_inference_steps": self.num_inference_steps,
-            "num_generations": self.num_generations,
-            "denoisers": {
-                letter: {"class": entry.class_name, "config": entry.config, "ratios": entry.ratios}
-                for letter, entry in self.denoisers.items()
-            },
-        }
+        return _FILE.envelope(
+            {
+                "num_inference_steps": self.num_inference_steps,
+                "num_generations": self.num_generations,
+                "denoisers": {
+                    letter: {"class": entry.class_name, "config": entry.config, "ratios": entry.ratios}
+                    for letter, entry in self.denoisers.items()
+                },
+            }
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> MagRatios:
@@ -74,20 +69,10 @@ class MagRatios:
         Raises:
             AdapterError: it is not there, or holds no ratios of MagCache.
         """
-        try:
-            return read_measured(
-                path,
-                cls._from_json,
-                option="ratios",
-                technique=TECHNIQUE,
-                holds="ratios of MagCache",
-                built_in=_BUILT_IN,
-            )
-        except ValueError as error:
-            raise AdapterError(f"{error}. {_BY_HAND}") from error
+        return _FILE.read(path, "ratios")
 
     @classmethod
-    def _from_json(cls, data: Mapping[str, Any]) -> MagRatios:
+    def from_json(cls, data: Mapping[str, Any]) -> MagRatios:
         num_steps = int(data["num_inference_steps"])
         entries = {}
         for letter, entry in data["denoisers"].items():
@@ -113,3 +98,12 @@ class MagRatios:
             f"'mag_cache' on denoiser {letter}: the ratios are of another denoiser ({told}). Run "
             "`flowblend calibrate mag-cache` on this pair, or leave this denoiser out with denoisers=...."
         )
+
+
+_FILE = MeasurementFile(
+    kind="mag_cache",
+    holds="ratios of MagCache",
+    command="mag-cache",
+    parse=MagRatios.from_json,
+    built_in=Path(__file__).parent / "measured_ratios",
+)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from flowblend_plugins import StackError
+from flowblend_plugins import AdapterError, StackError
 
 from .fits import read_fits, shipped_fits
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME, Estimate, published_for, published_models
@@ -19,16 +18,13 @@ def signal_for(denoiser: Any, retention: bool) -> str:
 
 
 def check_coefficients(coefficients: str) -> None:
-    """Raises ``ValueError`` for what is neither a published model nor a file of fits."""
+    """Refuse a name that is neither a published model nor a file of fits. Raises ``AdapterError``."""
     if coefficients in (names := [model.name for model in published_models()]):
         return
     try:
-        read_fits(Path(coefficients).expanduser())
-    except ValueError as error:
-        raise ValueError(
-            f"coefficients={coefficients!r} {error}; expected a file that `flowblend calibrate teacache` wrote, or one "
-            f"of {', '.join(names)}"
-        ) from error
+        read_fits(coefficients)
+    except AdapterError as error:
+        raise AdapterError(f"{error} Or name a published model: {', '.join(names)}.") from error
 
 
 def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | None) -> Estimate:
@@ -43,7 +39,7 @@ def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | No
         chosen = [model for model in published if model in named]
         if chosen:
             return chosen[0].estimates[signal]
-        fits = () if named else read_fits(Path(coefficients).expanduser())
+        fits = () if named else read_fits(coefficients)
         for fit in fits:
             if fit.signal == signal and fit.is_for(denoiser):
                 return fit.estimate

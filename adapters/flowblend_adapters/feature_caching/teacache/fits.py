@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flowblend_plugins.files.measurement import MeasurementFile, config_facts
+
 from .published import Estimate
 from .rule import Polynomial
 
 SHIPPED = Path(__file__).parent / "fits"
-_API_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -80,29 +80,25 @@ class Fit:
 
 
 def describe_denoiser(denoiser: Any) -> dict[str, Any]:
-    """Class and config, as JSON has them."""
-    config = {key: value for key, value in denoiser.config.items() if not key.startswith("_")}
-    return {"class": type(denoiser).__name__} | json.loads(json.dumps(config))
+    """Class and config of a denoiser, as JSON has them."""
+    return {"class": type(denoiser).__name__} | config_facts(denoiser)
 
 
 def fits_to_json(fits: Sequence[Fit], **about: Any) -> dict[str, Any]:
-    return {"api_version": _API_VERSION, "cache": "teacache", **about, "fits": [fit.to_dict() for fit in fits]}
+    return _FILE.envelope({**about, "fits": [fit.to_dict() for fit in fits]})
 
 
-def read_fits(path: Path) -> tuple[Fit, ...]:
-    """The fits in a file. Raises ``ValueError`` saying what is wrong with it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise ValueError(f"is no JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("cache") != "teacache" or data.get("api_version") != _API_VERSION:
-        raise ValueError("was not written by this version of `flowblend calibrate teacache`")
-    try:
-        return tuple(Fit.from_dict(entry) for entry in data["fits"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"is damaged ({type(error).__name__}: {error})") from error
+def read_fits(path: str | Path) -> tuple[Fit, ...]:
+    """Read the fits in a file. Raises ``AdapterError`` saying what is wrong with it."""
+    return _FILE.read(path, "coefficients")
+
+
+_FILE = MeasurementFile(
+    kind="teacache",
+    holds="fits of TeaCache",
+    command="teacache",
+    parse=lambda data: tuple(Fit.from_dict(entry) for entry in data["fits"]),
+)
 
 
 @cache

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from flowblend_plugins import StackError
+from flowblend_plugins.files.measurement import config_facts
 
-from ...measured_denoiser import config_facts
 from ..flow_euler import FlowEuler
 from ..own_scheduler import watch_steps
 from .selection import select_levels

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...measured_denoiser import differences
-from ...measured_file import read_measured
-
-TECHNIQUE = "timesteps"
-_BUILT_IN = Path(__file__).parent / "selected"
-_BY_HAND = "`flowblend calibrate timesteps` writes such a file"
+from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +33,27 @@ class SelectedTimesteps:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`read` reads."""
-        return {
-            "technique": TECHNIQUE,
-            "denoiser": {"class": self.class_name, "config": dict(self.config)},
-            "num_dense_steps": self.num_dense_steps,
-            "num_generations": self.num_generations,
-            "guidance_scale": self.guidance_scale,
-            "selections": {str(count): list(sigmas) for count, sigmas in self.selections.items()},
-        }
+        return _FILE.envelope(
+            {
+                "denoiser": {"class": self.class_name, "config": dict(self.config)},
+                "num_dense_steps": self.num_dense_steps,
+                "num_generations": self.num_generations,
+                "guidance_scale": self.guidance_scale,
+                "selections": {str(count): list(sigmas) for count, sigmas in self.selections.items()},
+            }
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> SelectedTimesteps:
         """Read the selections from a JSON file, or by name (``"reference"``) from this package.
 
         Raises:
-            ValueError: it is not there, or holds no selections.
+            AdapterError: it is not there, or holds no selections.
         """
-        try:
-            return read_measured(
-                path,
-                cls._from_json,
-                option="timesteps",
-                technique=TECHNIQUE,
-                holds="selected timesteps",
-                built_in=_BUILT_IN,
-            )
-        except ValueError as error:
-            raise ValueError(f"{error}; {_BY_HAND}") from error
+        return _FILE.read(path, "timesteps")
 
     @classmethod
-    def _from_json(cls, data: Mapping[str, Any]) -> SelectedTimesteps:
+    def from_json(cls, data: Mapping[str, Any]) -> SelectedTimesteps:
         selections = {int(count): _read_sigmas(count, sigmas) for count, sigmas in data["selections"].items()}
         scale = data["guidance_scale"]
         return cls(
@@ -95,7 +81,16 @@ class SelectedTimesteps:
 
     def differences(self, denoiser: Any) -> list[str]:
         """Differences of the denoiser they were selected on from this one, in words."""
-        return differences(self.class_name, self.config, denoiser)
+        return denoiser_differences(self.class_name, self.config, denoiser)
+
+
+_FILE = MeasurementFile(
+    kind="timesteps",
+    holds="selected timesteps",
+    command="timesteps",
+    parse=SelectedTimesteps.from_json,
+    built_in=Path(__file__).parent / "selected",
+)
 
 
 def _read_sigmas(count: str, values: Any) -> tuple[float, ...]:
