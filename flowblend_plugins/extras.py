@@ -47,7 +47,7 @@ def how_to_install(package: str) -> str:
 
 
 def missing_module(error: ModuleNotFoundError) -> str | None:
-    """What to tell a user whose installation lacks an optional package, in one line; ``None`` for any other module."""
+    """Message for a user whose installation lacks an optional package; ``None`` for any other module."""
     module = (error.name or "").split(".")[0]
     for package in extra_by_package():
         if module == _module_of(package):
