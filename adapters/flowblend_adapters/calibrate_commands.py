@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from flowblend_plugins.cli.calibrate_options import calibrate_group
+from flowblend_plugins.cli.calibrate import calibrate_group
 
 from .blending.forecast.command import forecast
 from .feature_caching.diffusers.mag_command import mag_cache

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import enum
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
-from ..files.writing import prepare_output_folder, write_json_atomically
 from ..manager import FlowblendPluginManager, metrics_by_name
 from ..pairs.preset import PairPreset
-from .calibrate_options import PromptsFileOption, PromptsOption, SolverOption, open_order, read_prompts
-from .options import (
-    FramesOption,
-    GuidanceScaleOption,
-    JsonOption,
-    LargeOption,
-    PairOption,
-    PixelsOption,
-    SeedOption,
-    SmallOption,
-    StepsOption,
-    find_preset,
-)
+from .calibrate import Calibrated, CalibrationRequest, SolverOption, calibrate_command
 
 if TYPE_CHECKING:
     from ..calibration.calibration import Calibration, TrialResult
@@ -39,20 +24,11 @@ class Proxy(str, enum.Enum):
     DIVERGENCE = "divergence"
 
 
+@calibrate_command("out/boundaries.json", "The JSON file for --schedule auto --calibration FILE.")
 def boundaries(
-    ctx: typer.Context,
-    pair: PairOption = "reference",
-    large: LargeOption = None,
-    small: SmallOption = None,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceScaleOption = None,
+    request: CalibrationRequest,
+    *,
     adapter: SolverOption = None,
-    prompt: PromptsOption = None,
-    prompts_file: PromptsFileOption = None,
-    height: PixelsOption = None,
-    width: PixelsOption = None,
-    num_frames: FramesOption = None,
-    seed: SeedOption = 0,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Similarity to large-only that the early stage must keep.")
     ] = 0.96,
@@ -70,11 +46,7 @@ def boundaries(
         Proxy | None, typer.Option(help="Read the boundaries off this measurement alone, without any trial.")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Try every candidate, at any cost.")] = False,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The JSON file for --schedule auto --calibration FILE.")
-    ] = Path("out/boundaries.json"),
-    as_json: JsonOption = False,
-) -> None:
+) -> Calibrated:
     """Find where the stages of a pair meet.
 
     The early stage is the shortest one for which LSS stays alike to large-only; the late stage is where the detail of
@@ -90,28 +62,17 @@ def boundaries(
 
         flowblend calibrate boundaries --proxy divergence
     """
-    manager = ctx.obj
     if proxy is not None and (grid or similarity is not None):
         raise UsageError("--proxy makes no trials, so --grid and --similarity have no meaning. Leave them out.")
-    prompts = read_prompts(prompt, prompts_file)
-    prepare_output_folder(out.parent)
-    preset = find_preset(manager, pair, large)
-    call = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-    }
     if proxy is not None:
-        order = open_order(manager, pair, large, small, prompts, call, seed, adapter)
+        order = request.order(adapter)
 
         from ..calibration.measuring import boundaries_by_divergence
 
         found = boundaries_by_divergence(order)
     else:
-        judge, artefact = _judge(manager, preset, similarity), _artefact(manager)
-        order = open_order(manager, pair, large, small, prompts, call, seed, adapter)
+        judge, artefact = _judge(request.manager, request.preset, similarity), _artefact(request.manager)
+        order = request.order(adapter)
 
         from ..calibration.boundaries import search_boundaries
 
@@ -122,14 +83,10 @@ def boundaries(
             threshold=threshold,
             budget=budget,
             on_grid=grid,
-            report=_say_nothing if as_json else _say,
+            report=lambda trial: request.say(_trial_line(trial)),
         )
-    write_json_atomically(out, found.to_json())
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
-    else:
-        typer.echo(_summary(found))
-        typer.echo(f"{out}: use it with --schedule auto --calibration {out}")
+    lines = [*_summary(found), f"{request.out}: use it with --schedule auto --calibration {request.out}"]
+    return Calibrated(found.to_json(), lines)
 
 
 def _judge(manager: FlowblendPluginManager, preset: PairPreset | None, asked: str | None) -> Any:
@@ -159,18 +116,14 @@ def _metric(manager: FlowblendPluginManager, name: str) -> Any:
     return known[name]
 
 
-def _say(trial: TrialResult) -> None:
-    typer.echo(
+def _trial_line(trial: TrialResult) -> str:
+    return (
         f"early {trial.early_steps}, late {trial.late_steps}: similarity {trial.similarity:.4f}, "
         f"{_ARTEFACT} {trial.artefact:.4f}"
     )
 
 
-def _say_nothing(trial: TrialResult) -> None:
-    del trial
-
-
-def _summary(found: Calibration) -> str:
+def _summary(found: Calibration) -> list[str]:
     num = found.setting.num_timesteps
     lines = [
         f"{found.schedule.describe(num)}: early {found.early_steps / num:.2f} and late {found.late_steps / num:.2f} of "
@@ -187,4 +140,4 @@ def _summary(found: Calibration) -> str:
         f"cost for each prompt: {cost.num_large_forwards:.0f} large and {cost.num_small_forwards:.0f} small forwards, "
         f"{cost.large_generations:.2f} large-only generations of FLOPs"
     )
-    return "\n".join(lines)
+    return lines

@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # this plugin is loaded by every enable(), also where no comm
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
     """Add ``run``, ``plugins``, ``doctor`` and ``calibrate`` to the command line."""
+    from .calibrate import calibrate_group
     from .calibrate_boundaries import boundaries
     from .calibrate_divergence import divergence
-    from .calibrate_options import calibrate_group
     from .doctor import doctor
     from .plugins import plugins
     from .run import run

@@ -15,7 +15,8 @@ from ..contract.traits import REENTRY_POLICIES, Composition
 from ..errors import UsageError
 from ..files.configuration import read_configuration
 from ..files.writing import prepare_output_folder, write_json_atomically
-from ..manager import FlowblendPluginManager, make_adapters
+from ..manager import make_adapters
+from ..pairs.open import OpenedPair, open_pair
 from ..pairs.preset import PairPreset
 from ..schedule import AUTO, StageSchedule
 from .call import Progress, generate, write_output
@@ -27,7 +28,6 @@ from .options import (
     JsonOption,
     LargeOption,
     LateOption,
-    OpenedPair,
     OutOption,
     PairOption,
     PairScheduleOption,
@@ -37,7 +37,6 @@ from .options import (
     SmallOption,
     StepsOption,
     find_preset,
-    open_pair,
     read_schedule,
 )
 from .plan import Plan, plan_blend, plan_unloaded
@@ -125,7 +124,7 @@ def run(
         # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
         plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in adapters)
         if plans_ahead or stages.needs_sigmas:
-            planned = _plan_loaded(manager, (pair, large, small), stages, adapters, reentry, num_steps, calibrated)
+            planned = _plan_loaded((preset, large, small), stages, adapters, reentry, num_steps, calibrated)
         planned.show(as_json)
         return
     if num_steps is not None:
@@ -136,7 +135,7 @@ def run(
 
     from ..api import enable
 
-    opened = open_pair(manager, pair, large, small)
+    opened = open_pair(preset, large, small)
     asked = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
@@ -238,8 +237,7 @@ def _default_of(pipeline: Any, argument: str) -> Any:
 
 
 def _plan_loaded(
-    manager: FlowblendPluginManager,
-    pair: tuple[str, str | None, str | None],
+    pair: tuple[PairPreset | None, str | None, str | None],
     stages: StageSchedule,
     adapters: Sequence[Adapter],
     reentry: str,
@@ -248,7 +246,7 @@ def _plan_loaded(
 ) -> Plan:
     from ..api import enable
 
-    opened = open_pair(manager, *pair)
+    opened = open_pair(*pair)
     with enable(
         opened.pipeline,
         opened.small,

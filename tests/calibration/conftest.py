@@ -11,7 +11,7 @@ import pytest
 from flowblend_compat_matrix.measuring.metrics import high_frequency_error, ssim
 from flowblend_plugins.calibration.measuring import Order
 from flowblend_plugins.calibration.similarity import NamedSimilarity
-from flowblend_plugins.cli.options import load_pipeline
+from flowblend_plugins.pairs.open import load_pipeline
 
 SSIM = NamedSimilarity("ssim", ssim)
 ARTEFACT = NamedSimilarity("high_frequency_error", high_frequency_error)

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
-from flowblend_plugins.cli.options import open_pair, read_schedule
+from flowblend_plugins.cli.options import find_preset, read_schedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager, pairs_by_name
 from flowblend_plugins.pairs.configs import denoiser_config
 from flowblend_plugins.pairs.facts import differences
+from flowblend_plugins.pairs.open import open_pair
 from flowblend_plugins.pairs.preset import PairPreset
 from flowblend_plugins.published_pairs import PUBLISHED_PAIRS
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
@@ -131,7 +132,7 @@ def test_wan_2_2_through_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lambda folder: diffusers.WanPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None),
     )
     manager = make_plugin_manager([LocalWan22(tmp_path)])
-    opened = open_pair(manager, "local", None, None)
+    opened = open_pair(find_preset(manager, "local", None))
     schedule = read_schedule(None, None, None, opened.preset)
     pipe = opened.pipeline
     assert opened.further == {"M": pipe.transformer_2}

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from flowblend_plugins.cli.options import open_pair
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
 from flowblend_plugins.pairs.loading import load_denoiser
+from flowblend_plugins.pairs.open import open_pair
 from flowblend_plugins.pipelines.components import denoiser_slot
 from flowblend_plugins.schedule import Stage, StageSchedule
 
@@ -67,7 +67,7 @@ class _OpenPair:
         preset = pairs_by_name(manager)[order.preset] if order.preset is not None else None
 
         def load() -> tuple[Any, Any]:
-            opened = open_pair(manager, order.preset or "", order.large, order.small)
+            opened = open_pair(preset, order.large, order.small)
             return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 
         if order.prompts is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flowblend_plugins.cli.options import open_pair
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
 from flowblend_plugins.pairs.loading import load_denoiser
+from flowblend_plugins.pairs.open import open_pair
 from flowblend_plugins.pipelines.components import denoiser_slot
 
 from ..measuring.bench import Bench
@@ -29,7 +29,7 @@ class EmbeddedBench:
         preset = pairs_by_name(manager)[pair]
 
         def load() -> tuple[Any, Any]:
-            opened = open_pair(manager, pair, None, None)
+            opened = open_pair(preset)
             return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 
         self.bench = Bench(

@@ -159,8 +159,9 @@ def open_bench(
 
     import torch
 
-    from flowblend_plugins.cli.options import find_preset, open_pair
+    from flowblend_plugins.cli.options import find_preset
     from flowblend_plugins.pairs.loading import load_denoiser
+    from flowblend_plugins.pairs.open import open_pair
     from flowblend_plugins.pipelines.components import denoiser_slot
 
     from ..measuring.bench import Bench
@@ -169,11 +170,12 @@ def open_bench(
     if "OMP_NUM_THREADS" not in os.environ and large is None and not torch.cuda.is_available():
         torch.set_num_threads(1)  # the embedded pairs' products are tiny: a second thread waits more than it gains
 
+    preset = find_preset(manager, pair, large)
+
     def load() -> tuple[Any, Any]:
-        opened = open_pair(manager, pair, large, small)
+        opened = open_pair(preset, large, small)
         return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 
-    preset = find_preset(manager, pair, large)
     prompts = PromptSet(texts) if texts else prompts_from(preset, first_prompt, num_prompts)
     call = dict(preset.call_defaults) if preset is not None else {"num_inference_steps": 50}
     return Bench(load=load, prompts=replace(prompts, batch_size=1), call=call, seed=seed)
