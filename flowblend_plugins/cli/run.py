@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,24 @@ from .options import (
 from .plan import Plan, plan_blend, plan_unloaded
 
 if TYPE_CHECKING:
+    from ..blend import Blend
     from ..calibration.calibration import Calibration
+
+
+_CalibrationOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For --schedule auto: what `flowblend calibrate boundaries` wrote.")
+]
+_ConfigurationOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Schedule and adapters as `flowblend tune` wrote them; --adapter adds more."),
+]
+_FpsOption = Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a second of the video.")]
+_ReentryOption = Annotated[
+    str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
+]
+_PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Say which denoiser would answer when, and what adapters know of it, and stop.")
+]
 
 
 def run(
@@ -53,14 +71,8 @@ def run(
     schedule: PairScheduleOption = None,
     early: EarlyOption = None,
     late: LateOption = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="For --schedule auto: what `flowblend calibrate boundaries` wrote."),
-    ] = None,
-    configuration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Schedule and adapters as `flowblend tune` wrote them; --adapter adds more."),
-    ] = None,
+    calibration: _CalibrationOption = None,
+    configuration: _ConfigurationOption = None,
     adapter: AdapterOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
@@ -70,14 +82,9 @@ def run(
     height: PixelsOption = None,
     width: PixelsOption = None,
     num_frames: FramesOption = None,
-    fps: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a second of the video.")] = 8.0,
-    reentry: Annotated[
-        str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
-    ] = "recompute",
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Say which denoiser would answer when, and what adapters know of it, and stop."),
-    ] = False,
+    fps: _FpsOption = 8.0,
+    reentry: _ReentryOption = "recompute",
+    plan: _PlanOption = False,
     out: OutOption = Path("out/run"),
     as_json: JsonOption = False,
 ) -> None:
@@ -100,8 +107,7 @@ def run(
 
         flowblend run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --steps 50
     """
-    manager = ctx.obj
-    preset = find_preset(manager, pair, large)
+    preset = find_preset(ctx.obj, pair, large)
     if configuration is not None:
         if schedule is not None:
             raise UsageError(f"--configuration {configuration} has a schedule of its own. Leave --schedule out.")
@@ -109,80 +115,100 @@ def run(
         schedule, adapter = found["schedule"], [*found["adapters"], *(adapter or ())]
     calibrated = _read_calibration(schedule, early, late, calibration)
     stages = calibrated.schedule if calibrated else read_schedule(schedule, early, late, preset)
-    adapters = make_adapters(manager, adapter or ())
+    adapters = make_adapters(ctx.obj, adapter or ())
     if reentry not in REENTRY_POLICIES:
         raise UsageError(f"--reentry {reentry!r}: expected {' or '.join(REENTRY_POLICIES)}.")
     if small is None and preset is None and "S" in stages.letters:
         raise UsageError(f"--large was given without --small, and schedule {stages.text} calls S. Give --small too.")
     num_steps = _count_steps(steps, adapters, preset)
+    stack = _Stack((preset, large, small), stages, calibrated, adapters, adapter or [], reentry, num_steps)
     if plan:
-        if num_steps is None:
-            raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
-        planned = plan_unloaded(stages, num_steps, adapters)
-        if calibrated is not None:
-            calibrated.refuse_other_steps(planned.num_timesteps)
-        # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
-        plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in adapters)
-        if plans_ahead or stages.needs_sigmas:
-            planned = _plan_loaded((preset, large, small), stages, adapters, reentry, num_steps, calibrated)
-        planned.show(as_json)
+        stack.plan(as_json)
         return
-    if num_steps is not None:
-        foreseen = plan_unloaded(stages, num_steps, adapters)  # a misfit is told before anything is loaded
-        if calibrated is not None:
-            calibrated.refuse_other_steps(foreseen.num_timesteps)
-    prepare_output_folder(out)
+    call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "prompt": prompt}
+    call |= {"negative_prompt": negative_prompt, "height": height, "width": width, "num_frames": num_frames}
+    stack.generate(call, seed, fps, out, as_json)
 
-    from ..api import enable
 
-    opened = open_pair(preset, large, small)
-    asked = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-    }
-    arguments = _call_arguments(opened, adapters, asked)
-    progress = Progress(quiet=as_json)
-    with enable(
-        opened.pipeline,
-        opened.small,
-        AUTO if calibrated else stages,
-        calibration=calibrated,
-        adapters=adapters,
-        reentry=reentry,
-        denoisers=opened.further,
-        plugins=[progress],
-    ) as blend:
-        num_steps = num_steps or _default_of(opened.pipeline, "num_inference_steps")
-        planned = plan_blend(blend, num_steps) if num_steps is not None else None
-        if planned is not None and not as_json:
-            planned.show()
-            for reason in blend.foresee(**arguments).of(Composition.INERT):
-                typer.echo(f"declared inert: {reason}")
-        result = generate(opened.pipeline, arguments, seed, progress)
-        kind, path = ("video", out / "video.mp4") if hasattr(result, "frames") else ("image", out / "image.png")
-        record = {
-            kind: str(path),
-            "pair": opened.name,
-            "prompt": arguments["prompt"],
-            "seed": seed,
-            "schedule": stages.text,
-            "steps": planned.steps if planned is not None else None,
-            "adapters": adapter or [],
-            "seconds": round(progress.seconds, 3),
-            "trace": blend.trace.to_dict(),
-        }
-        write_output(result, path, fps)  # all that takes time is done, so the two files appear together
-        write_json_atomically(out / "run.json", record)
-        if as_json:
-            typer.echo(json.dumps(record, indent=2))
-        else:
+@dataclass(frozen=True)
+class _Stack:
+    """Everything that the options ask to be put on the pipeline, checked as far as it can be before loading."""
+
+    pair: tuple[PairPreset | None, str | None, str | None]
+    stages: StageSchedule
+    calibrated: Calibration | None
+    adapters: Sequence[Adapter]
+    specs: list[str]
+    reentry: str
+    num_steps: int | None
+
+    def plan(self, as_json: bool) -> None:
+        """Show which denoiser would answer when; the pair is loaded only where the plan depends on it."""
+        if self.num_steps is None:
+            raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
+        planned = self._planned_unloaded(self.num_steps)
+        # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
+        plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in self.adapters)
+        if plans_ahead or self.stages.needs_sigmas:
+            with self._enabled(open_pair(*self.pair)) as blend:
+                planned = plan_blend(blend, self.num_steps)
+        planned.show(as_json)
+
+    def generate(self, asked: dict[str, Any], seed: int, fps: float, out: Path, as_json: bool) -> None:
+        """Make the video, and write it with the record of what ran."""
+        if self.num_steps is not None:
+            self._planned_unloaded(self.num_steps)  # a misfit is told before anything is loaded
+        prepare_output_folder(out)
+        opened = open_pair(*self.pair)
+        arguments = _call_arguments(opened, self.adapters, asked)
+        progress = Progress(quiet=as_json)
+        with self._enabled(opened, progress) as blend:
+            num_steps = self.num_steps or _default_of(opened.pipeline, "num_inference_steps")
+            planned = plan_blend(blend, num_steps) if num_steps is not None else None
+            if planned is not None and not as_json:
+                planned.show()
+                for reason in blend.foresee(**arguments).of(Composition.INERT):
+                    typer.echo(f"declared inert: {reason}")
+            result = generate(opened.pipeline, arguments, seed, progress)
+            kind, path = ("video", out / "video.mp4") if hasattr(result, "frames") else ("image", out / "image.png")
+            record = {
+                kind: str(path),
+                "pair": opened.name,
+                "prompt": arguments["prompt"],
+                "seed": seed,
+                "schedule": self.stages.text,
+                "steps": planned.steps if planned is not None else None,
+                "adapters": self.specs,
+                "seconds": round(progress.seconds, 3),
+                "trace": blend.trace.to_dict(),
+            }
+            write_output(result, path, fps)  # all that takes time is done, so the two files appear together
+            write_json_atomically(out / "run.json", record)
+            if as_json:
+                typer.echo(json.dumps(record, indent=2))
+                return
             typer.echo(blend.trace.summary())
             typer.echo(f"{path}: {arguments['prompt']!r}, {progress.seconds:.1f} s. What ran is in {out / 'run.json'}.")
+
+    def _planned_unloaded(self, num_steps: int) -> Plan:
+        planned = plan_unloaded(self.stages, num_steps, self.adapters)
+        if self.calibrated is not None:
+            self.calibrated.refuse_other_steps(planned.num_timesteps)
+        return planned
+
+    def _enabled(self, opened: OpenedPair, *plugins: object) -> Blend:
+        from ..api import enable
+
+        return enable(
+            opened.pipeline,
+            opened.small,
+            AUTO if self.calibrated else self.stages,
+            calibration=self.calibrated,
+            adapters=self.adapters,
+            reentry=self.reentry,
+            denoisers=opened.further,
+            plugins=plugins,
+        )
 
 
 def _read_calibration(
@@ -234,26 +260,3 @@ def _default_of(pipeline: Any, argument: str) -> Any:
     """Default of an argument of the pipeline call; ``None`` if it has no such argument."""
     parameter = inspect.signature(type(pipeline).__call__).parameters.get(argument)
     return parameter.default if parameter is not None else None
-
-
-def _plan_loaded(
-    pair: tuple[PairPreset | None, str | None, str | None],
-    stages: StageSchedule,
-    adapters: Sequence[Adapter],
-    reentry: str,
-    num_steps: int,
-    calibration: Calibration | None,
-) -> Plan:
-    from ..api import enable
-
-    opened = open_pair(*pair)
-    with enable(
-        opened.pipeline,
-        opened.small,
-        AUTO if calibration else stages,
-        calibration=calibration,
-        adapters=adapters,
-        reentry=reentry,
-        denoisers=opened.further,
-    ) as blend:
-        return plan_blend(blend, num_steps)
