@@ -73,7 +73,7 @@ class DistilledSmall(Adapter):
 
     @property
     def num_inference_steps(self) -> int | None:
-        """Guidance scale that every call is given; ``None`` leaves it to the call."""
+        """Steps of every generation, as many as ``sigmas``; ``None`` leaves them to the call."""
         return None if self.sigmas is None else len(self.sigmas)
 
     def _solver(self, pipe: Any) -> Solver | None:
