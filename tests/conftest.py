@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from flowblend_compat_matrix.running.executors.batch_in_progress import BatchInHand
+from flowblend_compat_matrix.running.executors.batch_in_progress import BatchInProgress
 from flowblend_plugins.cli import run
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
@@ -74,12 +74,12 @@ def saved_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def only_cells_made_to_hang_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the time limit of cells for those that hang on purpose, so that a busy machine makes no other one hang."""
-    is_over = BatchInHand.is_over
+    is_over = BatchInProgress.is_over
 
-    def is_over_if_made_to_hang(hand: BatchInHand, limit_s: float | None) -> bool:
+    def is_over_if_made_to_hang(hand: BatchInProgress, limit_s: float | None) -> bool:
         return "hangs" in (hand.now.cell or "") and is_over(hand, limit_s)
 
-    monkeypatch.setattr(BatchInHand, "is_over", is_over_if_made_to_hang)
+    monkeypatch.setattr(BatchInProgress, "is_over", is_over_if_made_to_hang)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.measuring.jobs import Began, Controls, Outcome, PairOrder, RunSettings, order_batches
+from flowblend_compat_matrix.measuring.jobs import Baselines, Began, Outcome, PairJob, RunSettings, make_batches
 from flowblend_compat_matrix.results.cells import plan_cells
 from flowblend_compat_matrix.results.matrix_results import CellResult
 from flowblend_compat_matrix.results.verdicts import QualityBudget
@@ -37,14 +37,14 @@ MOMENT = ("latency", "speedup", "stacking", "seconds", "peak_memory_mb", "num_fo
 
 
 def settings_for(pair: Path, **changes: Any) -> RunSettings:
-    order = PairOrder(
+    order = PairJob(
         name="tiny",
         preset=None,
         large=str(pair / "large"),
         small=str(pair / "small"),
         prompts=("a red circle", "a circle"),
         call=CALL,
-        steps_are_asked=True,
+        asked=frozenset({"num_inference_steps"}),
         early=0.4,
         late=0.2,
     )
@@ -82,14 +82,14 @@ def cluster() -> Iterator[Any]:
 
 def test_a_cluster_that_loses_a_node_gives_what_the_local_executor_gives(saved_pair: Path, cluster: Any) -> None:
     stacks = [("dpmpp_2m",), ("flow_euler",), ("lethal(how='exits')",)]
-    batches = order_batches("tiny", plan_cells(SCHEDULES, stacks))
+    batches = make_batches("tiny", plan_cells(SCHEDULES, stacks))
     settings = settings_for(saved_pair, plugins=(LETHAL,))
     executor = make_executor("ray", None, cluster.address)
     assert executor.describe() == f"up to 2 workers on Ray, the cluster at {cluster.address}, on CPUs"
     found: dict[str, Outcome] = {}
     num_controls, is_killed = 0, False
     for message in executor.run(settings, batches):
-        num_controls += isinstance(message, Controls)
+        num_controls += isinstance(message, Baselines)
         if isinstance(message, Began) and num_controls == 2 and message.cell and not is_killed:
             is_killed = True
             cluster.remove_node(cluster.second, allow_graceful=False)  # both nodes are at work on cells
@@ -114,7 +114,7 @@ def test_a_cluster_that_loses_a_node_gives_what_the_local_executor_gives(saved_p
 def test_what_hangs_is_given_up_at_once_and_what_it_leaves_goes_on(saved_pair: Path, cluster: Any) -> None:
     cells = plan_cells(SCHEDULES[1:], [("lethal(how='hangs')",), ("lethal(how='is good')",)])
     settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=4.0)
-    messages = list(make_executor("ray", 1, cluster.address).run(settings, order_batches("tiny", cells)))
+    messages = list(make_executor("ray", 1, cluster.address).run(settings, make_batches("tiny", cells)))
     found = {message.result.id: message.result for message in messages if isinstance(message, Outcome)}
     assert {name.partition("how=")[2][:6]: (one.observed, one.failure) for name, one in found.items()} == {
         "": ("pass", None),
@@ -122,11 +122,11 @@ def test_what_hangs_is_given_up_at_once_and_what_it_leaves_goes_on(saved_pair: P
         "'is go": ("inert", None),
     }
     assert "4 s" in next(one.reasons[0] for one in found.values() if one.failure)
-    assert sum(isinstance(message, Controls) for message in messages) == 2
+    assert sum(isinstance(message, Baselines) for message in messages) == 2
 
 
 def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path, cluster: Any) -> None:
-    batches = order_batches("tiny", plan_cells(SCHEDULES, []))
+    batches = make_batches("tiny", plan_cells(SCHEDULES, []))
     with pytest.raises(FlowBlendError, match="it does not exist"):
         list(make_executor("ray", 1, cluster.address).run(settings_for(saved_pair / "nowhere"), batches))
     assert not ray.is_initialized()

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
+from flowblend_compat_matrix.cli.options import CallOptions, CellOptions
+from flowblend_compat_matrix.cli.plan import known_outcomes, pair_job
+from flowblend_compat_matrix.measuring.prompts import EMBEDDED
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES, parse_stack, plan_cells
 from flowblend_compat_matrix.results.expectations import (
     SHIPPED,
-    hold_against,
+    check_expectations,
     read_expectations,
     shipped_expectations,
 )
 from flowblend_compat_matrix.results.matrix_results import CellResult
-from flowblend_compat_matrix.running.pair_jobs import EMBEDDED, known_outcomes, order_pair
 from flowblend_compat_matrix.running.planning import all_stacks, combinations
 from flowblend_plugins import StageSchedule
 from flowblend_plugins.manager import make_plugin_manager
@@ -75,7 +77,7 @@ def entries(tmp_path: Path) -> Any:
     ],
 )
 def test_what_is_foreseen(entries: Any, found: CellResult, expectation: str | None, surprise: str | None) -> None:
-    hold_against(found, entries)
+    check_expectations(found, entries)
     assert (found.expectation, found.surprise) == (expectation, surprise)
 
 
@@ -105,9 +107,9 @@ def test_the_last_entry_counts_and_a_cell_is_held_afresh(entries: Any, tmp_path:
     path = tmp_path / "own.toml"
     path.write_text('[[expectation]]\nobserved = "pass"\nreason = "mine"\n')
     found = cell("pass")
-    hold_against(found, entries)
+    check_expectations(found, entries)
     assert found.surprise == "stale_expectation"
-    hold_against(found, [*entries, *read_expectations(path)])
+    check_expectations(found, [*entries, *read_expectations(path)])
     assert (found.expectation, found.surprise) == ("mine", None)
 
 
@@ -139,14 +141,11 @@ def test_shipped_ones_hold_where_the_pair_is_called_as_it_is_meant_to_be() -> No
     manager = make_plugin_manager()
 
     def names(**call: Any) -> set[str]:
-        order = order_pair(
-            REFERENCE, "reference", large=None, small=None, prompt=None, prompts=2, num_seeds=1, seed=3, call=call,
-            early=None, late=None,
-        )  # fmt: skip
-        return {pair for entry in known_outcomes(manager, [order], None) for pair in entry.pairs}
+        job = pair_job(REFERENCE, "reference", CellOptions(), CallOptions(prompts=2, seed=3, **call))
+        return {pair for entry in known_outcomes(manager, [job], None) for pair in entry.pairs}
 
     assert names() == {pair for entry in read_expectations(SHIPPED) for pair in entry.pairs & {"reference"}}
-    assert names(num_inference_steps=7) == set()
+    assert names(steps=7) == set()
 
 
 def test_every_shipped_entry_is_about_a_cell_of_the_default_matrix() -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flowblend_compat_matrix.measuring.jobs import PairOrder, RunSettings, order_batches
+from flowblend_compat_matrix.measuring.jobs import PairJob, RunSettings, make_batches
 from flowblend_compat_matrix.results.cells import plan_cells
 from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix, PairRecord, RunRecord
 from flowblend_compat_matrix.running.folder import write_matrix
@@ -110,7 +110,7 @@ def test_a_flag_wins_over_the_file(flowblend: Any, tmp_path: Path) -> None:
     assert "'another'" in flowblend("matrix", "run", "--config", path, "--pair", "another").err
 
 
-ORDER = PairOrder(name="tiny", preset=None, num_prompts=2, call={"steps": 4}, early=0.4, late=0.2)
+ORDER = PairJob(name="tiny", preset=None, num_prompts=2, call={"steps": 4}, early=0.4, late=0.2)
 SETTINGS = RunSettings(pairs=(ORDER,), num_repeats=3)
 PLANNED = {("tiny", "LLL"), ("tiny", "LSL")}
 
@@ -153,7 +153,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_goes_on_where_it_stopped(folder: Path) -> None:
-    batches = order_batches("tiny", plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")]))
+    batches = make_batches("tiny", plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")]))
     results, news = resume(folder, interrupted(), SETTINGS, PLANNED)
     assert news is None
     assert [cell.id for cell in results.cells] == ["LLL"]
@@ -173,7 +173,7 @@ def test_workers_with_cores_of_their_own_time_when_they_like(
 
 def test_batches_hold_whole_stacks_in_their_order() -> None:
     cells = plan_cells([StageSchedule.named(name) for name in ("LLL", "LSL")], [("a",), ("b",), ("c",)])
-    stacks = [[cell.stack for cell in batch.cells] for batch in order_batches("tiny", cells, 2)]
+    stacks = [[cell.stack for cell in batch.cells] for batch in make_batches("tiny", cells, 2)]
     assert stacks == [[(), (), ("a",), ("a",)], [("b",), ("b",), ("c",), ("c",)]]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowblend_compat_matrix.measuring.bench import Bench
-from flowblend_compat_matrix.measuring.denoisers_alone import Baseline
+from flowblend_compat_matrix.measuring.denoisers_alone import PairBaselines
 from flowblend_compat_matrix.measuring.metrics import psnr_db, ssim
 from flowblend_compat_matrix.measuring.runner import MatrixRunner, Measured
 from flowblend_compat_matrix.results.cells import CellSpec
@@ -70,12 +70,12 @@ class MisbehavingPlugin:
 
 
 @pytest.fixture
-def measured(make_bench: Callable[..., Bench]) -> Callable[..., tuple[Measured, Baseline, Bench]]:
+def measured(make_bench: Callable[..., Bench]) -> Callable[..., tuple[Measured, PairBaselines, Bench]]:
     """Measure one cell on a fresh bench."""
 
     def measure(
         schedule: str, *stack: str, budget: QualityBudget = ANYTHING_GOES, repeats: int = 1, **changes: Any
-    ) -> tuple[Measured, Baseline, Bench]:
+    ) -> tuple[Measured, PairBaselines, Bench]:
         bench = make_bench(plugins=(MisbehavingPlugin(),), **changes)
         runner = MatrixRunner(bench, "tiny", METRICS, repeats, budget)
         baseline = runner.measure_baseline()
@@ -143,7 +143,7 @@ def test_a_stack_is_held_against_its_parts(measured: Any) -> None:
 
 
 def test_asking_for_steps_and_for_an_adapter_that_sets_others_is_refused(measured: Any) -> None:
-    result = measured("LSL", "flow_euler(num_inference_steps=3)", steps_are_asked=True)[0].result
+    result = measured("LSL", "flow_euler(num_inference_steps=3)", asked=frozenset({"num_inference_steps"}))[0].result
     assert result.observed in ("refused", "broken")
     assert any("num_inference_steps" in reason for reason in result.reasons)
 
@@ -238,7 +238,7 @@ def test_a_refusal_is_audited_by_running_it(make_bench: Callable[..., Bench], mo
     traits = dataclasses.replace(Misbehaving.traits, needs_guidance_off=True)
     monkeypatch.setattr(Misbehaving, "traits", traits)
     bench = make_bench(plugins=(MisbehavingPlugin(),), runs_refused=True)
-    runner = MatrixRunner(bench, "tiny", METRICS, 1, ANYTHING_GOES, runs_refused=True)
+    runner = MatrixRunner(bench, "tiny", METRICS, 1, ANYTHING_GOES)
     baseline = runner.measure_baseline()
 
     def audited(how: str) -> CellResult:
@@ -255,7 +255,7 @@ def test_a_refusal_is_audited_by_running_it(make_bench: Callable[..., Bench], mo
 def test_of_two_solvers_that_are_stacked_all_the_same_one_is_found_to_do_nothing(
     make_bench: Callable[..., Bench],
 ) -> None:
-    runner = MatrixRunner(make_bench(runs_refused=True), "tiny", METRICS, 1, ANYTHING_GOES, runs_refused=True)
+    runner = MatrixRunner(make_bench(runs_refused=True), "tiny", METRICS, 1, ANYTHING_GOES)
     stack = ("dpmpp_2m(num_inference_steps=5)", "flow_euler(num_inference_steps=5)")
     result = runner.measure(CellSpec(StageSchedule.named("LSL"), stack), runner.measure_baseline()).result
     assert (result.declared, result.observed) == ("refused", "inert")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from flowblend_compat_matrix.measuring.jobs import (
+    Baselines,
     Batch,
     Began,
-    Controls,
     Outcome,
-    PairOrder,
+    PairJob,
     RunSettings,
-    order_batches,
+    make_batches,
 )
 from flowblend_compat_matrix.results.cells import CellSpec, plan_cells
 from flowblend_compat_matrix.results.matrix_results import CellResult
@@ -33,14 +33,14 @@ LETHAL = "tests.matrix.lethal:Plugin"
 
 
 def settings_for(pair: Path, **changes: Any) -> RunSettings:
-    order = PairOrder(
+    order = PairJob(
         name="tiny",
         preset=None,
         large=str(pair / "large"),
         small=str(pair / "small"),
         prompts=("a red circle", "a circle"),
         call=CALL,
-        steps_are_asked=True,
+        asked=frozenset({"num_inference_steps"}),
         early=0.4,
         late=0.2,
     )
@@ -57,7 +57,7 @@ def test_what_is_lost_costs_itself_alone(saved_pair: Path) -> None:
     ways = ("exits", "segfaults", "hangs", "eats memory", "is good")
     cells = plan_cells(schedules("LSL"), [(f"lethal(how={how!r})",) for how in ways])
     settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=4.0)
-    messages = list(LocalExecutor(1).run(settings, order_batches("tiny", cells)))
+    messages = list(LocalExecutor(1).run(settings, make_batches("tiny", cells)))
     outcomes = [message.result for message in messages if isinstance(message, Outcome)]
     assert sorted(result.id for result in outcomes) == sorted(cell.id for cell in cells), "every cell exactly once"
     found = {result.adapters[0][11:-1] if result.adapters else "": result for result in outcomes}
@@ -74,7 +74,7 @@ def test_what_is_lost_costs_itself_alone(saved_pair: Path) -> None:
     assert found["'segfaults'"].reasons == ["Its process was ended by SIGSEGV."]
     assert "4 s" in found["'hangs'"].reasons[0]
     assert "ran out of memory" in found["'eats memory'"].reasons[0]
-    assert sum(isinstance(message, Controls) for message in messages) == 4, "each new process loads the pair"
+    assert sum(isinstance(message, Baselines) for message in messages) == 4, "each new process loads the pair"
 
 
 def figures(result: CellResult) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def measured_here(settings: RunSettings, *batches: Batch) -> tuple[dict[str, Out
             if isinstance(message, Outcome):
                 found[message.result.id] = message
                 num_forwards += message.result.num_forwards_run
-            elif isinstance(message, Controls):
+            elif isinstance(message, Baselines):
                 num_forwards += message.num_forwards
             else:
                 assert isinstance(message, Began)
@@ -102,7 +102,7 @@ def measured_here(settings: RunSettings, *batches: Batch) -> tuple[dict[str, Out
 def test_sharing_changes_no_figure_and_saves_most_of_the_work(saved_pair: Path) -> None:
     settings = settings_for(saved_pair)
     five = schedules("LLL", "LSL", "LSS", "SLL", "SSS")
-    batches = order_batches("tiny", plan_cells(five, [("first_block_cache(threshold=0.5, denoisers='L')",)]))
+    batches = make_batches("tiny", plan_cells(five, [("first_block_cache(threshold=0.5, denoisers='L')",)]))
     shared, num_shared = measured_here(settings, *batches)
     whole, num_whole = measured_here(dataclasses.replace(settings, is_sharing=False), *batches)
     assert shared.keys() == whole.keys()
@@ -111,9 +111,9 @@ def test_sharing_changes_no_figure_and_saves_most_of_the_work(saved_pair: Path) 
         assert outcome.files == whole[name].files, "every frame of every video"
     # What the one says it would have taken alone is what the other really took: its cells, but for their timing.
     said = sum(outcome.result.num_forwards_alone for outcome in shared.values())
-    controls = num_whole - sum(outcome.result.num_forwards_run for outcome in whole.values())
+    baselines = num_whole - sum(outcome.result.num_forwards_run for outcome in whole.values())
     timed = [sum(one.result.num_forwards_timed for one in run.values()) for run in (shared, whole)]
-    assert said - timed[0] == num_whole - controls - timed[1]
+    assert said - timed[0] == num_whole - baselines - timed[1]
     assert num_whole > 1.5 * num_shared
 
 
@@ -132,14 +132,14 @@ def test_stacks_that_are_measured_together_are_as_each_alone(saved_pair: Path) -
     settings = settings_for(saved_pair)
     stacks = [(), ("first_block_cache(threshold=0.5, denoisers='L')",), ("dpmpp_2m",)]
     cells = plan_cells(schedules("LLL", "LSL"), stacks)
-    together, num_together = measured_here(settings, *order_batches("tiny", cells, 3))
-    alone, num_alone = measured_here(settings, *order_batches("tiny", cells))
+    together, num_together = measured_here(settings, *make_batches("tiny", cells, 3))
+    alone, num_alone = measured_here(settings, *make_batches("tiny", cells))
     assert len(together) == 6
     for name, outcome in alone.items():
         assert figures(outcome.result) == figures(together[name].result)
         assert outcome.files == together[name].files
         assert outcome.result.num_timed == together[name].result.num_timed
-    assert num_together < num_alone, "controls are timed once for all of them"
+    assert num_together < num_alone, "baselines are timed once for all of them"
 
 
 def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path) -> None:
@@ -161,7 +161,7 @@ def test_executors_by_name() -> None:
 
 
 def test_what_is_declared_incompatible_is_run_where_that_is_asked(saved_pair: Path) -> None:
-    batches = order_batches("tiny", [CellSpec(StageSchedule.named("LSL"), ("flow_euler", "unipc"))])
+    batches = make_batches("tiny", [CellSpec(StageSchedule.named("LSL"), ("flow_euler", "unipc"))])
     for asked, observed in ((False, {"refused"}), (True, {"pass", "degraded", "inert", "broken"})):
         found, _ = measured_here(settings_for(saved_pair, runs_refused=asked), *batches)
         (outcome,) = found.values()

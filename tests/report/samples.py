@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from flowblend_compat_matrix.results.matrix_results import CellResult, ControlResult, Matrix, PairRecord, RunRecord
+from flowblend_compat_matrix.results.matrix_results import BaselineResult, CellResult, Matrix, PairRecord, RunRecord
 
 ATTACK = """<script>alert("x")</script><img src=x onerror=alert(1)>"'` {{ 7*7 }} {% raw %} [bold]"""
 BUDGET = {"min_psnr_db": 20.0, "min_ssim": 0.75, "min_alignment_kept": 0.96}
@@ -87,7 +87,7 @@ def matrix(*cells: CellResult, **run: Any) -> Matrix:
         "boundary_steps": [2, 3],
         "judge": None,
         "fps": 8.0,
-        "large_only": ControlResult(latency_ms=1000.0, linear_flops=10**9, full_flops=2 * 10**9, num_forwards=8),
+        "large_only": BaselineResult(latency_ms=1000.0, linear_flops=10**9, full_flops=2 * 10**9, num_forwards=8),
     }
     record: dict[str, Any] = {
         "command": "flowblend matrix run",

@@ -1,4 +1,4 @@
-"""``flowblend matrix``: ``run``, ``report`` and ``diff``."""
+"""Commands ``flowblend matrix run``, ``report`` and ``diff``, as one group."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from flowblend_plugins.cli.grouped import grouped
 from flowblend_plugins.cli.options import JsonOption
 from flowblend_plugins.manager import FlowblendPluginManager
 
 from ..report.gate import EXIT_CODE, conclude
-from ..running import run_options as options
+from .options import FormatOption, GateOptions, MaxMbOption, ReportFormat
+from .plan import known_outcomes
 from .run import run
 
 matrix = typer.Typer(
@@ -23,36 +25,33 @@ matrix.command()(run)
 
 
 @matrix.command()
+@grouped
 def report(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `flowblend matrix run` wrote.")],
-    as_format: options.FormatOption = options.ReportFormat.HTML,
-    max_mb: options.MaxMbOption = None,
-    expectations: options.ExpectationsOption = None,
-    fail_on: options.ReportFailOnOption = None,
-    junit: options.JunitOption = None,
-    summary: options.SummaryOption = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `flowblend matrix run` wrote.")],
+    gate: GateOptions,
+    as_format: FormatOption = ReportFormat.HTML,
+    max_mb: MaxMbOption = None,
 ) -> None:
     """Write DIR/report.html again from DIR/matrix.json and its videos, and show the table.
 
     With --format markdown DIR/report.md is written instead: the same as tables, for places that show no video.
     Says which results are stale: measured with other versions than are installed now. Nothing is measured; the cells
-    are held against the expectations as they are today.
+    are checked against the expectations as they are today.
     """
     from ..report.terminal import print_matrix
     from ..results.environment import describe_environment
-    from ..results.expectations import hold_against
+    from ..results.expectations import check_expectations
     from ..results.matrix_results import read_matrix
     from ..running.folder import MAX_BYTES, write_markdown, write_report
-    from ..running.pair_jobs import known_outcomes
     from ..running.staleness import stale_cells
 
     manager: FlowblendPluginManager = ctx.obj
     results = read_matrix(folder)
-    foreseen = known_outcomes(manager, results.run.pairs, expectations)
+    foreseen = known_outcomes(manager, results.run.pairs, gate.expectations)
     for cell in results.cells:
-        hold_against(cell, foreseen)
-    if as_format is options.ReportFormat.MARKDOWN:
+        check_expectations(cell, foreseen)
+    if as_format is ReportFormat.MARKDOWN:
         path = write_markdown(folder, results)
     else:
         path = write_report(folder, results, MAX_BYTES if max_mb is None else round(max_mb * 1e6))
@@ -65,13 +64,13 @@ def report(
             "them again.",
             err=True,
         )
-    conclude(results, fail_on or (), junit, summary)
+    conclude(results, gate.fail_on or (), gate.junit, gate.summary)
 
 
 @matrix.command()
 def diff(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="What an earlier `flowblend matrix run` wrote.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="What a later one wrote.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder that an earlier `flowblend matrix run` wrote.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder that a later one wrote.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show which cells changed their verdict from OLD to NEW, and whose figures moved by more than noise.

@@ -12,12 +12,12 @@ from flowblend_plugins.contract.traits import Composition
 from ..results.cells import CellSpec
 from ..results.verdicts import Observed
 from .bench import Bench
-from .cell_in_progress import CellInHand
+from .cell_in_progress import CellInProgress
 
 _NOTHING = "changed nothing: without it the latents are the same, bit for bit."
 
 
-def audit(bench: Bench, cell: CellInHand, latents: torch.Tensor) -> None:
+def audit(bench: Bench, cell: CellInProgress, latents: torch.Tensor) -> None:
     """Of a refused stack that ran well: did all of it run? Of an adapter that was declared inert: is it?
 
     Args:
@@ -38,7 +38,7 @@ def audit(bench: Bench, cell: CellInHand, latents: torch.Tensor) -> None:
             result.reasons.append(f"{adapter}, declared inert beside the rest, {seen}")
 
 
-def _declared_inert(cell: CellInHand) -> Iterator[str]:
+def _declared_inert(cell: CellInProgress) -> Iterator[str]:
     return (adapter for adapter in cell.spec.stack if read_spec(adapter)[0] in cell.inert)
 
 

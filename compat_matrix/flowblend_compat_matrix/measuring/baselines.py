@@ -14,18 +14,18 @@ SMALL_ALONE = StageSchedule.named("SSS")
 
 
 def blend_of(spec: CellSpec) -> CellSpec | None:
-    """The control without the stack, where that is not large-only."""
+    """The baseline without the stack, where that is not large-only."""
     return CellSpec(spec.schedule) if spec.stack and spec.schedule.letters != {"L"} else None
 
 
 def stack_of(spec: CellSpec) -> CellSpec | None:
-    """The control without the schedule: the stack on the large denoiser alone."""
+    """The baseline without the schedule: the stack on the large denoiser alone."""
     return CellSpec(LARGE_ALONE, spec.stack) if spec.stack and spec.schedule.letters != {"L"} else None
 
 
-def controls_of(spec: CellSpec) -> list[CellSpec]:
-    """What stands between large-only, the control of every cell, and this one."""
-    return [control for control in (blend_of(spec), stack_of(spec)) if control is not None]
+def baselines_of(spec: CellSpec) -> list[CellSpec]:
+    """What stands between large-only, the baseline of every cell, and this one."""
+    return [baseline for baseline in (blend_of(spec), stack_of(spec)) if baseline is not None]
 
 
 def num_switches(spec: CellSpec) -> int:
@@ -34,12 +34,12 @@ def num_switches(spec: CellSpec) -> int:
     return sum(a != b for a, b in itertools.pairwise(letters))
 
 
-def order_of_round(specs: Iterable[CellSpec], number: int) -> list[CellSpec | None]:
-    """A round of timing: every cell and every control of any of them once, then large-only (``None``).
+def round_of_timing(specs: Iterable[CellSpec], number: int) -> list[CellSpec | None]:
+    """A round of timing: every cell and every baseline of any of them once, then large-only (``None``).
 
     Every other round goes backwards, so that a machine that slows down slows all of them alike.
     """
     cells = list(specs)
-    contenders = dict.fromkeys([*cells, *(control for cell in cells for control in controls_of(cell))])
-    order = [*contenders, None]
+    runs = dict.fromkeys([*cells, *(baseline for cell in cells for baseline in baselines_of(cell))])
+    order = [*runs, None]
     return order if number % 2 == 0 else order[::-1]

@@ -1,4 +1,4 @@
-"""One pair on one machine: generating with it, with FlowBlending on or off, and timing that.
+"""Generate with one loaded pair, with FlowBlending on or off, and time it.
 
 A pipeline of stills (``.images``) makes videos of one frame as far as the matrix is concerned.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,10 +26,21 @@ from flowblend_plugins.errors import RoutingError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 from flowblend_plugins.routing.replay import Recording
 
-from ..results.cells import CellSpec
+from ..results.cells import CellSpec, Stack
 from .prompts import PromptSet
 
 Videos = NDArray[np.float32]
+CallArguments = dict[str, Any]
+"""Keyword arguments of a pipeline call, by name."""
+
+
+class BenchPipeline(Protocol):
+    """A diffusers pipeline, as far as the matrix knows it: it is called, and says which sampler it has."""
+
+    @property
+    def scheduler(self) -> Any: ...
+    def set_progress_bar_config(self, *, disable: bool) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Timed(NamedTuple):
@@ -40,7 +51,7 @@ class Timed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedVideos:
     """A video for every prompt, and what they took.
 
     Attributes:
@@ -63,25 +74,23 @@ class Bench:
         load: gives the pipeline and the small denoiser, anew at every call.
         prompts: what to show; video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
-        steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
-        guidance_is_asked: likewise ``guidance_scale``.
+        asked: names of those that were asked for, which no adapter may set otherwise in silence.
         runs_refused: stacks that are declared incompatible are enabled all the same.
         plugins: plugin objects beside the installed ones.
         tick: told what begins, before every generation.
     """
 
-    load: Callable[[], tuple[Any, nn.Module]]
+    load: Callable[[], tuple[BenchPipeline, nn.Module]]
     prompts: PromptSet
     call: Mapping[str, Any]
     seed: int = 0
-    steps_are_asked: bool = False
-    guidance_is_asked: bool = False
+    asked: frozenset[str] = frozenset()
     runs_refused: bool = False
-    plugins: tuple[Any, ...] = ()
+    plugins: tuple[object, ...] = ()
     tick: Callable[[str], None] = lambda what: None
 
     def __post_init__(self) -> None:
-        self._known: dict[tuple[str, ...], dict[str, Any]] = {}  # what stacks set, with these plugins
+        self._known: dict[Stack, CallArguments] = {}  # what stacks set, with these plugins
         self._known_with = self.plugins
         self.reload()
 
@@ -127,7 +136,7 @@ class Bench:
         self.tick(f"{spec.id if spec else 'large-only'}: video {number + 1}")
         ended = 0.0
 
-        def mark_time(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def mark_time(pipe: object, step: int, timestep: object, tensors: CallArguments) -> CallArguments:
             nonlocal ended
             _synchronize()
             ended = time.perf_counter()
@@ -144,7 +153,9 @@ class Bench:
         """A video for every prompt, ``[N, F, H, W, 3]`` in 0..1."""
         return np.concatenate([self._make_batch(spec, start, what) for start in self._starts()])
 
-    def make_shared(self, blend: Blend, spec: CellSpec, sources: Sequence[Made], what: str) -> Made:
+    def make_shared(
+        self, blend: Blend, spec: CellSpec, sources: Sequence[GeneratedVideos], what: str
+    ) -> GeneratedVideos:
         """The same with FlowBlending on, where only the steps are computed that none of ``sources`` has in common.
 
         Without sources, everything is computed; where the stack does not allow for sharing, that too.
@@ -164,7 +175,7 @@ class Bench:
             num_forwards += len(parts[-1]) * sum(call.has_run for call in calls)
             if recorded is not None:
                 recordings.append(recorded)
-        return Made(np.concatenate(parts), recordings, num_forwards)
+        return GeneratedVideos(np.concatenate(parts), recordings, num_forwards)
 
     def _starts(self) -> range:
         return range(0, len(self.prompts.texts), self.prompts.batch_size)
@@ -181,20 +192,19 @@ class Bench:
         self.makes_stills = not hasattr(output, "frames")
         return output.images if self.makes_stills else output.frames
 
-    def call_arguments(self, spec: CellSpec | None) -> dict[str, Any]:
+    def call_arguments(self, spec: CellSpec | None) -> CallArguments:
         """The call without prompts; what an adapter sets is left to it."""
         set_by_adapters = self._set_by(spec.stack) if spec is not None and spec.stack else {}
-        asked = {"num_inference_steps": self.steps_are_asked, "guidance_scale": self.guidance_is_asked}
-        return {name: value for name, value in self.call.items() if name not in set_by_adapters or asked[name]}
+        return {name: value for name, value in self.call.items() if name not in set_by_adapters or name in self.asked}
 
-    def _set_by(self, stack: tuple[str, ...]) -> dict[str, Any]:
+    def _set_by(self, stack: Stack) -> CallArguments:
         if self._known_with is not self.plugins:
             self._known, self._known_with = {}, self.plugins
         if stack not in self._known:
             self._known[stack] = arguments_set_by(make_adapters(make_plugin_manager(self.plugins), stack))
         return self._known[stack]
 
-    def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> dict[str, Any]:
+    def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> CallArguments:
         generators = [torch.Generator("cpu").manual_seed(seed + number) for number in range(len(texts))]
         return {"prompt": list(texts), "generator": generators, **self.call_arguments(spec)}
 

@@ -11,22 +11,22 @@ from flowblend_plugins.hookspecs import Metric
 
 from ..results.verdicts import Observation, QualityBudget, observe
 from .baselines import blend_of, stack_of
-from .cell_in_progress import CellInHand
-from .denoisers_alone import Baseline
+from .cell_in_progress import CellInProgress
+from .denoisers_alone import PairBaselines
 from .measurements import Times, compare_videos, describe_times
 from .prompts import Judge
 
 
 def judge_cell(
-    cell: CellInHand,
-    baseline: Baseline,
+    cell: CellInProgress,
+    baseline: PairBaselines,
     times: Times,
     is_large_as_before: bool,
     metrics: Mapping[str, Metric],
     judge: Judge | None,
     budget: QualityBudget,
 ) -> None:
-    """Hold a cell against its controls, and conclude.
+    """Hold a cell against its baselines, and conclude.
 
     Args:
         cell: has run to its end.

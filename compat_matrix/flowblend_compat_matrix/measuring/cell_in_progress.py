@@ -16,13 +16,13 @@ from flowblend_plugins.errors import AdapterError, PairError, ScheduleError, Sta
 from ..results.cells import CellSpec
 from ..results.matrix_results import CellResult
 from ..results.verdicts import Observed
-from .bench import Made
+from .bench import GeneratedVideos
 
 _REFUSALS = (StackError, ScheduleError, PairError, AdapterError)
 
 
 @dataclass
-class CellInHand:
+class CellInProgress:
     """A cell while it is measured.
 
     Attributes:
@@ -34,7 +34,7 @@ class CellInHand:
 
     spec: CellSpec
     result: CellResult
-    made: Made | None = None
+    made: GeneratedVideos | None = None
     inert: frozenset[str] = frozenset()
 
     @property
@@ -48,7 +48,7 @@ class CellInHand:
         self.result.reasons = list(reasons)
 
     @contextlib.contextmanager
-    def takes_the_blame(self) -> Iterator[None]:
+    def capture_errors(self) -> Iterator[None]:
         """What is raised in here is the cell's result, and the time is the cell's; only an interruption passes."""
         result, started = self.result, time.perf_counter()
         try:

@@ -13,14 +13,14 @@ from flowblend_plugins.hookspecs import Metric
 from flowblend_plugins.trace.trace import GenerationFlops, Trace
 
 from ..results.cells import CellSpec
-from ..results.matrix_results import ControlResult
+from ..results.matrix_results import BaselineResult
 from .baselines import LARGE_ALONE, SMALL_ALONE
 from .bench import Bench, Videos
 from .measurements import compare_videos, count_flops
 
 
 @dataclass(frozen=True)
-class Baseline:
+class PairBaselines:
     """Either denoiser alone, against which every cell is held.
 
     Attributes:
@@ -37,12 +37,12 @@ class Baseline:
     small_videos: Videos
     flops: GenerationFlops | None
     divergences: list[Divergence]
-    large: ControlResult
-    small: ControlResult
+    large: BaselineResult
+    small: BaselineResult
     num_forwards: int
 
 
-def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]) -> Baseline:
+def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]) -> PairBaselines:
     """Large-only: warm it up, watch the small denoiser in its shadow, make the reference videos. Then small-only.
 
     Raises:
@@ -54,7 +54,7 @@ def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]
         assert blend is not None
         with shadowed(blend.trace, bench.guidance_scale) as shadow:
             watched = bench.time_latents(spec, "large-only, the small denoiser in its shadow")
-        large, flops = _describe_control(blend.trace)
+        large, flops = _describe_baseline(blend.trace)
     second = bench.time_latents(None, "large-only")
     if not (torch.equal(watched.latents, first.latents) and torch.equal(second.latents, first.latents)):
         raise FlowBlendError(
@@ -69,7 +69,7 @@ def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]
     with bench.enabled(spec) as blend:
         assert blend is not None
         timed = bench.time_latents(spec, "small-only")
-        small, _ = _describe_control(blend.trace)
+        small, _ = _describe_baseline(blend.trace)
         small_videos = bench.make_videos(spec, "small-only, videos")
     small.latency_ms = timed.latency_ms
     compare_videos(small_videos, videos, metrics, bench.prompts.judge, small)
@@ -77,12 +77,12 @@ def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]
     assert large.num_forwards is not None
     assert small.num_forwards is not None
     num_forwards = large.num_forwards * (4 + len(videos)) + small.num_forwards * (1 + len(videos))
-    return Baseline(first.latents, videos, small_videos, flops, shadow.divergences, large, small, num_forwards)
+    return PairBaselines(first.latents, videos, small_videos, flops, shadow.divergences, large, small, num_forwards)
 
 
-def _describe_control(trace: Trace) -> tuple[ControlResult, GenerationFlops | None]:
+def _describe_baseline(trace: Trace) -> tuple[BaselineResult, GenerationFlops | None]:
     """The forwards and FLOPs of the last generation."""
-    control, flops = ControlResult(num_forwards=len(trace.generations[-1].calls)), count_flops(trace)
+    baseline, flops = BaselineResult(num_forwards=len(trace.generations[-1].calls)), count_flops(trace)
     if flops:
-        control.linear_flops, control.full_flops = flops.linear, flops.full
-    return control, flops
+        baseline.linear_flops, baseline.full_flops = flops.linear, flops.full
+    return baseline, flops

@@ -13,7 +13,7 @@ from ..results.verdicts import QualityBudget
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOrder:
+class PairJob:
     """How a worker loads a pair, and what it calls the pipeline with.
 
     Attributes:
@@ -24,8 +24,7 @@ class PairOrder:
         num_seeds: videos of each prompt.
         seed: video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
-        steps_are_asked: ``num_inference_steps`` was asked for, so no adapter may set another number in silence.
-        guidance_is_asked: likewise ``guidance_scale``.
+        asked: names of those that were asked for, which no adapter may set otherwise in silence.
         early, late: stage boundaries of schedules by name, for the record; the schedules of the cells carry their own.
     """
 
@@ -38,8 +37,7 @@ class PairOrder:
     num_seeds: int = 1
     seed: int = 0
     call: Mapping[str, Any] = field(default_factory=dict)
-    steps_are_asked: bool = False
-    guidance_is_asked: bool = False
+    asked: frozenset[str] = frozenset()
     early: float
     late: float
 
@@ -50,9 +48,9 @@ class RunSettings:
 
     Attributes:
         pairs: what cells name.
-        num_repeats: timed generations of each cell and of each of its controls.
+        num_repeats: timed generations of each cell and of each of its baselines.
         budget: below it a cell is degraded.
-        is_sharing: controls are run once and common steps are not computed again; ``False`` is the control of that.
+        is_sharing: baselines are run once and common steps are not computed again; ``False`` is the baseline of that.
         runs_refused: what is declared incompatible is run all the same.
         num_threads: of torch in each worker; ``None`` leaves it alone.
         cell_timeout_s: longest time between two messages of a worker (over a cell's videos, say, or one timed
@@ -63,7 +61,7 @@ class RunSettings:
         plugins: plugin objects beside the installed ones, as ``"module:attribute"`` of a class to be called.
     """
 
-    pairs: tuple[PairOrder, ...]
+    pairs: tuple[PairJob, ...]
     num_repeats: int
     budget: QualityBudget = field(default_factory=QualityBudget)
     is_sharing: bool = True
@@ -78,7 +76,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of one pair: every schedule of one stack, which share steps, and of some more, which share controls.
+    """Cells of one pair: every schedule of one stack, which share steps, and of some more, which share baselines.
 
     Whoever hands out batches may split one with :meth:`without` when a worker was lost over one of its cells; results
     do not depend on how cells are divided, except for how often work is repeated.
@@ -95,7 +93,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Began:
-    """A worker begins something; when it is lost, ``cell`` is the one to blame (``None``: the pair's controls).
+    """A worker begins something; when it is lost, ``cell`` is the one to blame (``None``: the pair's baselines).
 
     ``is_waiting``: it waits for its turn to time, which counts against no limit.
     """
@@ -120,7 +118,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Controls:
+class Baselines:
     """A pair and what its denoisers do alone; every worker says this before its first cell of the pair.
 
     Attributes:
@@ -135,7 +133,7 @@ class Controls:
     seconds: float
 
 
-Message = Began | Controls | Outcome
+Message = Began | Baselines | Outcome
 
 
 def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
@@ -152,13 +150,13 @@ def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
     return Outcome(result)
 
 
-def order_batches(pair: str, cells: Sequence[CellSpec], num_stacks: int = 1) -> list[Batch]:
+def make_batches(pair: str, cells: Sequence[CellSpec], num_stacks: int = 1) -> list[Batch]:
     """The cells of a pair as batches, in the order of their stacks.
 
     Args:
         pair: its name.
         cells: to be measured.
-        num_stacks: in a batch. The controls are timed once in a round for all of them, so more stacks take less time
+        num_stacks: in a batch. The baselines are timed once in a round for all of them, so more stacks take less time
             in all, and each has them further away.
     """
     stacks = list(dict.fromkeys(cell.stack for cell in cells))

@@ -16,7 +16,7 @@ from flowblend_plugins.trace.trace import Generation, GenerationFlops, Trace
 
 from ..results.cell_result import UNNAMED_BRANCH
 from ..results.cells import CellSpec
-from ..results.matrix_results import CellResult, ControlResult
+from ..results.matrix_results import BaselineResult, CellResult
 from .bench import Timed, Videos
 from .metrics import flicker
 from .prompts import Judge
@@ -24,18 +24,18 @@ from .prompts import Judge
 
 @dataclass
 class Times:
-    """Of every cell and control, in the order of the rounds: milliseconds, and the latents of every generation."""
+    """Of every cell and baseline, in the order of the rounds: milliseconds, and the latents of every generation."""
 
     ms: dict[CellSpec | None, list[float]] = field(default_factory=lambda: defaultdict(list))
     latents: dict[CellSpec | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, contender: CellSpec | None, timed: Timed) -> None:
-        self.ms[contender].append(timed.latency_ms)
-        self.latents[contender].append(timed.latents)
+    def add(self, run: CellSpec | None, timed: Timed) -> None:
+        self.ms[run].append(timed.latency_ms)
+        self.latents[run].append(timed.latents)
 
 
 def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None:
-    """Speed as ratios to the controls that ran in the same round, so that a slow moment slows both sides.
+    """Speed as ratios to the baselines that ran in the same round, so that a slow moment slows both sides.
 
     Args:
         times: milliseconds by round: of ``"cell"``, ``"large"``, and with adapters on a schedule that changes
@@ -116,7 +116,7 @@ def compare_videos(
     reference: Videos | None,
     metrics: Mapping[str, Metric],
     judge: Judge | None,
-    result: CellResult | ControlResult,
+    result: CellResult | BaselineResult,
 ) -> None:
     """Fidelity to large-only's videos (``None``: these are they), and what a judge says of them.
 

@@ -1,4 +1,4 @@
-"""What the cells are asked to show, and who can say whether they did."""
+"""Prompts that cells are asked to show, and judges that say whether they did."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from flowblend_plugins.pairs.preset import PairPreset
 from .metrics import frechet_distance
 
 if TYPE_CHECKING:
-    from ..reference import AttributeClassifier, Caption
+    from ..reference import Caption
+
+EMBEDDED = ("reference", "reference-unet")
+"""Names of the pairs that ship with this package, which have as many prompts as anybody asks for."""
 
 NUM_WORLD_VIDEOS = 128
 """Real videos on the other side of the Frechet distance."""
@@ -51,18 +54,26 @@ class PromptSet:
 
 
 class AttributeJudge:
-    """The attribute classifier of the reference pair's world, on the captions it is asked about."""
+    """The attribute classifier of the reference pair's world, on the captions it is asked about.
 
-    def __init__(self, classifier: AttributeClassifier, captions: Sequence[Caption]) -> None:
-        from ..reference import held_out_videos
+    A still is shown to it as a video that stands still; motion is then not asked about, and there is no Frechet
+    distance, for the classifier's features are of moving scenes.
+    """
 
-        self._classifier = classifier
-        self._attributes = [caption.attributes for caption in captions]
-        self._world = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
+    def __init__(self, captions: Sequence[Caption], makes_stills: bool) -> None:
+        from ..reference import held_out_videos, load_classifier
+
+        self._classifier = load_classifier()
+        self._attributes = [
+            [one for one in caption.attributes if not (makes_stills and one.name == "motion")] for caption in captions
+        ]
+        self._world = None if makes_stills else self._classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
 
     @property
     def description(self) -> str:
         num_attributes = sum(len(attributes) for attributes in self._attributes)
+        if self._world is None:
+            return f"attribute classifier of the reference world on stills: {num_attributes} captioned attributes"
         return (
             f"attribute classifier of the reference world: {num_attributes} captioned attributes, Frechet distance of "
             f"{len(self._attributes)} videos to {NUM_WORLD_VIDEOS} real ones in {self._world.shape[1]} features"
@@ -70,80 +81,52 @@ class AttributeJudge:
 
     def alignment(self, videos: NDArray[np.float32]) -> float:
         """Share of captioned attributes that are right, of videos ``[N, F, H, W, 3]`` in the captions' order."""
+        from ..reference.world import NUM_FRAMES
+
+        if self._world is None:
+            videos = np.repeat(videos[:, :1], NUM_FRAMES, axis=1)
         return self._classifier.alignment(videos, self._attributes)
 
     def frechet_distance(self, videos: NDArray[np.float32]) -> float | None:
-        """To real videos of the world; ``None`` of one video, which has no spread."""
-        if len(videos) < 2:
+        """To real videos of the world; ``None`` of one video, which has no spread, and of stills."""
+        if self._world is None or len(videos) < 2:
             return None
         return frechet_distance(self._classifier.features(videos), self._world)
-
-
-class StillsJudge:
-    """The same classifier on stills: it is shown each as a video that stands still, and motion is not asked about."""
-
-    def __init__(self, classifier: AttributeClassifier, captions: Sequence[Caption]) -> None:
-        self._classifier = classifier
-        self._attributes = [[one for one in caption.attributes if one.name != "motion"] for caption in captions]
-
-    @property
-    def description(self) -> str:
-        num_attributes = sum(len(attributes) for attributes in self._attributes)
-        return f"attribute classifier of the reference world on stills: {num_attributes} captioned attributes"
-
-    def alignment(self, videos: NDArray[np.float32]) -> float:
-        """Share of captioned attributes that are right, of stills ``[N, 1, H, W, 3]`` in the captions' order."""
-        from ..reference.world import NUM_FRAMES
-
-        return self._classifier.alignment(np.repeat(videos[:, :1], NUM_FRAMES, axis=1), self._attributes)
-
-    def frechet_distance(self, videos: NDArray[np.float32]) -> None:
-        """The classifier's features are of moving scenes, so of stills there is none."""
-        del videos
 
 
 _BATCH_SIZE = 16
 
 
-def _reference_prompts(num_prompts: int, num_seeds: int, makes_stills: bool, first: int = 0) -> PromptSet:
-    """Captions of scenes that no training saw, with the classifier as judge."""
-    from ..reference import evaluation_captions, load_classifier
+def own_prompts(preset: PairPreset | None, num_prompts: int, num_seeds: int = 1, first: int = 0) -> PromptSet:
+    """Prompts of a pair from number ``first`` on, each ``num_seeds`` times, with a judge where there is one.
 
-    captions = evaluation_captions(first + num_prompts)[first:] * num_seeds
-    judge = (StillsJudge if makes_stills else AttributeJudge)(load_classifier(), captions)
-    return PromptSet(tuple(caption.text for caption in captions), _BATCH_SIZE, judge)
-
-
-def reference_prompts(num_prompts: int) -> PromptSet:
-    """Captions for the embedded pair that makes videos."""
-    return _reference_prompts(num_prompts, 1, makes_stills=False)
-
-
-def prompts_from(preset: PairPreset | None, first: int, num_prompts: int) -> PromptSet:
-    """A pair's prompts from number ``first`` on, for who must not meet those that others measure with.
-
-    Raises:
-        UsageError: the pair has none of its own, or too few.
-    """
-    if preset is not None and preset.name in ("reference", "reference-unet"):
-        return _reference_prompts(num_prompts, 1, makes_stills=preset.name == "reference-unet", first=first)
-    own = () if preset is None else preset.example_prompts
-    if len(own) < num_prompts:
-        raise UsageError(f"this pair has {len(own)} prompts of its own, and {num_prompts} are needed. Give --prompt.")
-    return PromptSet(own[:num_prompts])
-
-
-def own_prompts(preset: PairPreset | None, num_prompts: int, num_seeds: int) -> PromptSet:
-    """A pair's own prompts, each so many times, with a judge where there is one.
+    Those of the embedded pairs are captions of scenes that no training saw.
 
     Raises:
         UsageError: it has none, or fewer.
     """
-    if preset is not None and preset.name in ("reference", "reference-unet"):
-        return _reference_prompts(num_prompts, num_seeds, makes_stills=preset.name == "reference-unet")
-    own = preset.example_prompts if preset is not None else ()
-    if not own:
+    if preset is not None and preset.name in EMBEDDED:
+        from ..reference import evaluation_captions
+
+        captions = evaluation_captions(first + num_prompts)[first:] * num_seeds
+        judge = AttributeJudge(captions, makes_stills=preset.name == "reference-unet")
+        return PromptSet(tuple(caption.text for caption in captions), _BATCH_SIZE, judge)
+    return PromptSet(
+        (preset.example_prompts if preset else ())[: check_num_prompts(preset, num_prompts, 1)] * num_seeds
+    )
+
+
+def check_num_prompts(preset: PairPreset | None, count: int | None, default: int) -> int:
+    """How many of a pair's own prompts are shown, without loading anything.
+
+    Raises:
+        UsageError: it has none, or fewer than ``count``.
+    """
+    if preset is not None and preset.name in EMBEDDED:
+        return count or default
+    num_own = len(preset.example_prompts) if preset is not None else 0
+    if not num_own:
         raise UsageError("this pair has no prompts of its own. Say what to show with --prompt.")
-    if num_prompts > len(own):
-        raise UsageError(f"--prompts {num_prompts}: this pair has {len(own)} of its own.")
-    return PromptSet(own[:num_prompts] * num_seeds)
+    if count is not None and count > num_own:
+        raise UsageError(f"--prompts {count}: this pair has {num_own} of its own. Give --prompt, or ask for fewer.")
+    return count or min(num_own, default)

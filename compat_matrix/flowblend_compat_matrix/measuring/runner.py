@@ -1,8 +1,8 @@
-"""Measuring the cells of a matrix, each beside its controls, in one process.
+"""Measuring the cells of a matrix, each beside its baselines, in one process.
 
 The cells of a few stacks are measured together, in three rounds of work: their videos, for which those of one stack
 share the steps that their schedules have in common, and one whole generation after them; rounds of timed generations,
-with one set of controls for all; and the judgement. A generation that is timed is always run whole.
+with one set of baselines for all; and the judgement. A generation that is timed is always run whole.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..results.cells import CellSpec
 from ..results.matrix_results import CellResult
 from ..results.verdicts import Observed, QualityBudget
 from .audit import audit
-from .baselines import SMALL_ALONE, controls_of, num_switches, order_of_round
-from .bench import Bench, Made, Videos, forget_peak_memory, peak_memory
+from .baselines import SMALL_ALONE, baselines_of, num_switches, round_of_timing
+from .bench import Bench, GeneratedVideos, Videos, forget_peak_memory, peak_memory
 from .cell_figures import judge_cell
-from .cell_in_progress import CellInHand
-from .denoisers_alone import Baseline, measure_baseline
+from .cell_in_progress import CellInProgress
+from .denoisers_alone import PairBaselines, measure_baseline
 from .jobs import Began
 from .measurements import Times, count_flops, describe_generation
 
@@ -52,10 +52,9 @@ class MatrixRunner:
         bench: the loaded pair and its call.
         pair_name: as results name it.
         metrics: name to function of (video, large-only's video).
-        num_repeats: timed generations of each cell and of each of its controls.
+        num_repeats: timed generations of each cell and of each of its baselines.
         budget: below it a cell is degraded.
-        is_sharing: ``False`` computes every step of every cell, and its controls for it alone.
-        runs_refused: cells that are declared incompatible are run all the same, so that the declaration is audited.
+        is_sharing: ``False`` computes every step of every cell, and its baselines for it alone.
         while_timing: entered around what is timed, so that nothing else of ours runs on the machine meanwhile.
     """
 
@@ -67,7 +66,6 @@ class MatrixRunner:
         num_repeats: int = 3,
         budget: QualityBudget | None = None,
         is_sharing: bool = True,
-        runs_refused: bool = False,
         while_timing: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self._bench = bench
@@ -76,27 +74,26 @@ class MatrixRunner:
         self._num_repeats = num_repeats
         self._budget = budget or QualityBudget()
         self._is_sharing = is_sharing
-        self._runs_refused = runs_refused
         self._while_timing = while_timing
         self._num_calls: dict[CellSpec | None, int] = {}
         self._warm: set[CellSpec] = set()
 
-    def measure_baseline(self) -> Baseline:
+    def measure_baseline(self) -> PairBaselines:
         """Either denoiser alone. Raises ``FlowBlendError`` where large-only does not repeat itself."""
         baseline = measure_baseline(self._bench, self._pair_name, self._metrics)
         assert baseline.large.num_forwards is not None
         self._num_calls[None] = baseline.large.num_forwards
         return baseline
 
-    def measure(self, spec: CellSpec, baseline: Baseline) -> Measured:
+    def measure(self, spec: CellSpec, baseline: PairBaselines) -> Measured:
         """One cell. Whatever it raises is its own result; only an interruption passes through."""
         return next(found for found in self.measure_together([spec], baseline) if isinstance(found, Measured))
 
-    def measure_together(self, specs: Sequence[CellSpec], baseline: Baseline) -> Iterator[Began | Measured]:
+    def measure_together(self, specs: Sequence[CellSpec], baseline: PairBaselines) -> Iterator[Began | Measured]:
         """Stacks on several schedules; each result as soon as nothing more is learnt about it."""
         stacks = list(dict.fromkeys(spec.stack for spec in specs))
         in_order = sorted(specs, key=lambda spec: (stacks.index(spec.stack), num_switches(spec)))
-        cells = [CellInHand(spec, self._blank(spec)) for spec in in_order]
+        cells = [CellInProgress(spec, self._blank(spec)) for spec in in_order]
         times = Times()
         cells = yield from self._make_all(cells, baseline, times)
         if not cells:
@@ -113,7 +110,7 @@ class MatrixRunner:
             return
         for cell in cells:
             if cell.is_running:
-                with self._blaming(cell, baseline):
+                with self._errors_are_results_of(cell, baseline):
                     self._judge(cell, baseline, times)
             yield Measured(cell.result, cell.made.videos if cell.made else None)
 
@@ -131,18 +128,18 @@ class MatrixRunner:
     # -- the rounds of work: each goes on with the cells that the one before left over ------------------------------
 
     def _make_all(
-        self, cells: Sequence[CellInHand], baseline: Baseline, times: Times
-    ) -> Generator[Began | Measured, None, list[CellInHand]]:
-        done: dict[tuple[str, ...], list[Made]] = defaultdict(list)
+        self, cells: Sequence[CellInProgress], baseline: PairBaselines, times: Times
+    ) -> Generator[Began | Measured, None, list[CellInProgress]]:
+        done: dict[tuple[str, ...], list[GeneratedVideos]] = defaultdict(list)
         for cell in cells:
             yield self._began(cell, "videos")
-            with self._blaming(cell, baseline):
+            with self._errors_are_results_of(cell, baseline):
                 self._declare(cell)
                 with self._bench.enabled(cell.spec) as blend:
                     assert blend is not None
                     cell.made = self._make(cell, blend, done[cell.spec.stack])
                     self._generate_once_more(cell, blend, baseline, times)
-                self._prepare_controls(cell, times)
+                self._prepare_baselines(cell, times)
                 if self._is_sharing:
                     done[cell.spec.stack].append(cell.made)
             if not cell.is_running:
@@ -153,48 +150,48 @@ class MatrixRunner:
             cell.made = replace(cell.made, recordings=[])  # they are as large as the trajectories
         return left
 
-    def _time_all(self, cells: Sequence[CellInHand], baseline: Baseline, times: Times) -> Iterator[Began]:
+    def _time_all(self, cells: Sequence[CellInProgress], baseline: PairBaselines, times: Times) -> Iterator[Began]:
         by_spec = {cell.spec: cell for cell in cells}
         yield Began(self._pair_name, cells[0].spec.id, "waiting for its turn to be timed", is_waiting=True)
         with self._while_timing():
             for number in range(self._num_repeats):
-                for contender in order_of_round(by_spec, number):
-                    cell = by_spec.get(contender) if contender is not None else None
+                for run in round_of_timing(by_spec, number):
+                    cell = by_spec.get(run) if run is not None else None
                     if cell is not None and not cell.is_running:
                         continue
                     yield self._began(cell or cells[0], f"{number + 1} of {self._num_repeats}")
                     if cell is not None:
-                        with self._blaming(cell, baseline):
-                            self._time(contender, cell.result, times)
-                    else:  # a control that fails is one that is missing
+                        with self._errors_are_results_of(cell, baseline):
+                            self._time(run, cell.result, times)
+                    else:  # a baseline that fails is one that is missing
                         with contextlib.suppress(Exception):
-                            self._time(contender, cells[0].result, times)
+                            self._time(run, cells[0].result, times)
 
     # -- one part of one cell --------------------------------------------------------------------------------------
 
     def _blank(self, spec: CellSpec) -> CellResult:
         return CellResult(id=spec.id, pair=self._pair_name, schedule=spec.schedule.text, adapters=list(spec.stack))
 
-    def _began(self, cell: CellInHand, what: str) -> Began:
+    def _began(self, cell: CellInProgress, what: str) -> Began:
         return Began(self._pair_name, cell.spec.id, what)
 
     @contextlib.contextmanager
-    def _blaming(self, cell: CellInHand, baseline: Baseline) -> Iterator[None]:
-        with cell.takes_the_blame():
+    def _errors_are_results_of(self, cell: CellInProgress, baseline: PairBaselines) -> Iterator[None]:
+        with cell.capture_errors():
             yield
         if cell.result.failure in ("raised", "out_of_memory"):
             cell.made = None
             self._make_sure_of_large(cell, baseline)
 
-    def _declare(self, cell: CellInHand) -> None:
+    def _declare(self, cell: CellInProgress) -> None:
         declared = self.declare(cell.spec)
         cell.result.declared = declared.composition.value
         cell.result.declared_reasons = [str(reason) for reason in declared.reasons]
         cell.inert = frozenset(reason.adapter for reason in declared.reasons if reason.adapter)
-        if not self._runs_refused:
+        if not self._bench.runs_refused:
             declared.refuse_if_it_must()
 
-    def _make(self, cell: CellInHand, blend: Blend, done: Sequence[Made]) -> Made:
+    def _make(self, cell: CellInProgress, blend: Blend, done: Sequence[GeneratedVideos]) -> GeneratedVideos:
         """The cell's videos."""
         bench, spec, result = self._bench, cell.spec, cell.result
         started = time.perf_counter()
@@ -205,7 +202,7 @@ class MatrixRunner:
         result.seconds_for_videos = time.perf_counter() - started
         return made
 
-    def _generate_once_more(self, cell: CellInHand, blend: Blend, baseline: Baseline, times: Times) -> None:
+    def _generate_once_more(self, cell: CellInProgress, blend: Blend, baseline: PairBaselines, times: Times) -> None:
         """A whole generation of the first prompt in the same blend: it warms up, and tells what the cell calls.
 
         The timed ones are each the first of a blend of their own, so they differ from it where state leaks.
@@ -223,42 +220,42 @@ class MatrixRunner:
             result.flops_fraction_linear = flops.linear / baseline.flops.linear
             result.flops_fraction_full = flops.full / baseline.flops.full
 
-    def _prepare_controls(self, cell: CellInHand, times: Times) -> None:
+    def _prepare_baselines(self, cell: CellInProgress, times: Times) -> None:
         """Warm those up that this process has not run before; without sharing make their videos for this cell alone."""
         bench, spec, result = self._bench, cell.spec, cell.result
         if not self._is_sharing:
             started = time.perf_counter()
             videos = bench.make_videos(None, f"{spec.id}: large-only")
             result.num_forwards_run += len(videos) * self._num_calls[None]
-            for control in (CellSpec(SMALL_ALONE), *controls_of(spec)):
-                with bench.enabled(control) as blend:
+            for baseline in (CellSpec(SMALL_ALONE), *baselines_of(spec)):
+                with bench.enabled(baseline) as blend:
                     assert blend is not None
-                    made = bench.make_shared(blend, control, (), f"{spec.id}: {control.id}")
+                    made = bench.make_shared(blend, baseline, (), f"{spec.id}: {baseline.id}")
                 result.num_forwards_run += made.num_forwards
             result.seconds_for_videos = (result.seconds_for_videos or 0.0) + time.perf_counter() - started
-        for control in controls_of(spec):
-            if control not in self._warm and control not in times.latents:
-                self._warm.add(control)
-                with bench.enabled(control) as blend:
+        for baseline in baselines_of(spec):
+            if baseline not in self._warm and baseline not in times.latents:
+                self._warm.add(baseline)
+                with bench.enabled(baseline) as blend:
                     assert blend is not None
-                    bench.time_latents(control, f"{spec.id}: {control.id}, warming up")
-                    self._learn_calls(control, blend.trace.generations[-1].calls)
-                    self._count(control, result)
+                    bench.time_latents(baseline, f"{spec.id}: {baseline.id}, warming up")
+                    self._learn_calls(baseline, blend.trace.generations[-1].calls)
+                    self._count(baseline, result)
 
-    def _time(self, contender: CellSpec | None, payer: CellResult, times: Times) -> None:
-        what = f"{contender.id if contender else 'large-only'}, timed"
-        with self._bench.enabled(contender):
-            times.add(contender, self._bench.time_latents(contender, what))
-        self._count(contender, payer)
+    def _time(self, run: CellSpec | None, payer: CellResult, times: Times) -> None:
+        what = f"{run.id if run else 'large-only'}, timed"
+        with self._bench.enabled(run):
+            times.add(run, self._bench.time_latents(run, what))
+        self._count(run, payer)
 
-    def _judge(self, cell: CellInHand, baseline: Baseline, times: Times) -> None:
+    def _judge(self, cell: CellInProgress, baseline: PairBaselines, times: Times) -> None:
         is_as_before = self._is_large_as_before(baseline, times)
         judge = self._bench.prompts.judge
         judge_cell(cell, baseline, times, is_as_before, self._metrics, judge, self._budget)
-        # Alone it would take its own controls for its own seeds and every step; its timing shares nothing as it is.
+        # Alone it would take its own baselines for its own seeds and every step; its timing shares nothing as it is.
         assert baseline.small.num_forwards is not None
         num_calls = self._num_calls[None] + self._num_calls[cell.spec] + baseline.small.num_forwards
-        num_calls += sum(self._num_calls.get(control, 0) for control in controls_of(cell.spec))
+        num_calls += sum(self._num_calls.get(baseline, 0) for baseline in baselines_of(cell.spec))
         num_videos = len(cell.made.videos) if cell.made else 0
         cell.result.num_forwards_alone = cell.result.num_forwards_timed + num_videos * num_calls
         audit(self._bench, cell, times.latents[cell.spec][-1])
@@ -274,11 +271,11 @@ class MatrixRunner:
         payer.num_forwards_run += self._num_calls[spec]
         payer.num_forwards_timed += self._num_calls[spec]
 
-    def _is_large_as_before(self, baseline: Baseline, times: Times) -> bool:
+    def _is_large_as_before(self, baseline: PairBaselines, times: Times) -> bool:
         again = times.latents[None]
         return len(again) == self._num_repeats and all(torch.equal(one, baseline.latents) for one in again)
 
-    def _make_sure_of_large(self, cell: CellInHand, baseline: Baseline) -> None:
+    def _make_sure_of_large(self, cell: CellInProgress, baseline: PairBaselines) -> None:
         """After a broken cell: is large-only what it was? If not, say so and begin again with a fresh pair."""
         result = cell.result
         try:

@@ -24,7 +24,7 @@ def caveats(matrix: Matrix, pair: PairRecord) -> list[str]:
         else f"the median of {run.num_repeats} warm rounds, with the lowest and the highest"
     )
     said = [
-        f"Speed is a ratio to the control that ran beside the cell in the same process: {rounds}. "
+        f"Speed is a ratio to the baseline that ran beside the cell in the same process: {rounds}. "
         "It covers prompt encoding and denoising, not decoding. Milliseconds are those of "
         f"{where.get('device')} with {threads} (load {where.get('load_average')} at the "
         "start) and mean nothing elsewhere; other work on the machine shows in the spread.",

@@ -122,7 +122,7 @@ class Marked(NamedTuple):
 
 
 OFF_FRONT = ("broken", "inert")
-"""Verdicts that beat nobody: an inert cell is its control again, faster by no more than the noise."""
+"""Verdicts that beat nobody: an inert cell is its baseline again, faster by no more than the noise."""
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

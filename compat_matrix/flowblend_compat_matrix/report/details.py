@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..results.cell_result import UNNAMED_BRANCH
-from ..results.matrix_results import CellResult, ControlResult, Matrix, PairRecord
+from ..results.matrix_results import BaselineResult, CellResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
 
 _OUTCOMES = {"compute": "c", "reuse": "r", "predict": "p"}
@@ -63,7 +63,7 @@ def page_data(matrix: Matrix) -> dict[str, Any]:
 
 
 def number_labels(metrics: Iterable[str]) -> list[str]:
-    """What the numbers of :func:`cell_numbers` and of the controls are, in their order."""
+    """What the numbers of :func:`cell_numbers` and of the baselines are, in their order."""
     return [
         "speed-up over large-only",
         "over the schedule alone",
@@ -108,27 +108,29 @@ def cell_numbers(cell: CellResult, metrics: Sequence[str]) -> list[Number]:
     ]
 
 
-def _control_numbers(control: ControlResult, is_large: bool, large: ControlResult, metrics: list[str]) -> list[Number]:
+def _baseline_numbers(
+    baseline: BaselineResult, is_large: bool, large: BaselineResult, metrics: list[str]
+) -> list[Number]:
     """The same of either denoiser alone; FLOPs of large-only are the whole, as a count."""
-    nothing, num = Number(NOT_MEASURED), control.num_forwards
+    nothing, num = Number(NOT_MEASURED), baseline.num_forwards
     if is_large:
-        full, linear = Number(flops(control.full_flops)), Number(flops(control.linear_flops))
+        full, linear = Number(flops(baseline.full_flops)), Number(flops(baseline.linear_flops))
     else:
-        full = Number(percent(_fraction(control.full_flops, large.full_flops)))
-        linear = Number(percent(_fraction(control.linear_flops, large.linear_flops)))
+        full = Number(percent(_fraction(baseline.full_flops, large.full_flops)))
+        linear = Number(percent(_fraction(baseline.linear_flops, large.linear_flops)))
     return [
         Number(times(1.0)) if is_large else nothing,
         nothing,
         nothing,
         nothing,
-        Number(figure(control.latency_ms, 0)),
+        Number(figure(baseline.latency_ms, 0)),
         full,
         linear,
-        Number("identical") if is_large else _spread(control.psnr_db, control.psnr_db_std, 1),
-        _spread(control.ssim, control.ssim_std, 3),
-        Number(figure(control.prompt_alignment, 3)),
-        Number(figure(control.frechet_distance)),
-        *_metrics(control, metrics),
+        Number("identical") if is_large else _spread(baseline.psnr_db, baseline.psnr_db_std, 1),
+        _spread(baseline.ssim, baseline.ssim_std, 3),
+        Number(figure(baseline.prompt_alignment, 3)),
+        Number(figure(baseline.frechet_distance)),
+        *_metrics(baseline, metrics),
         Number(NOT_MEASURED if num is None else f"{num} / 0" if is_large else f"0 / {num}"),
         *[nothing] * 4,
     ]
@@ -141,8 +143,8 @@ def _pair(pair: PairRecord, metrics: list[str]) -> dict[str, Any]:
         "prompts": [f"{text} (seed {seed})" for text, seed in zip(pair.prompts, pair.seeds, strict=False)],
         "large": pair.large_only.videos,
         "small": pair.small_only.videos,
-        "largeNumbers": _control_numbers(pair.large_only, True, pair.large_only, metrics),
-        "smallNumbers": _control_numbers(pair.small_only, False, pair.large_only, metrics),
+        "largeNumbers": _baseline_numbers(pair.large_only, True, pair.large_only, metrics),
+        "smallNumbers": _baseline_numbers(pair.small_only, False, pair.large_only, metrics),
     }
 
 
@@ -211,7 +213,7 @@ def timeline(cell: CellResult) -> Timeline:
     return Timeline(tuple(stages), tuple(lanes))
 
 
-def _metrics(of: CellResult | ControlResult, names: Sequence[str]) -> list[Number]:
+def _metrics(of: CellResult | BaselineResult, names: Sequence[str]) -> list[Number]:
     found = (of.metrics.get(name, {}) for name in names)
     return [_spread(metric.get("mean"), metric.get("std"), 4) for metric in found]
 

@@ -79,14 +79,14 @@ def by_relevance(matrix: Matrix) -> Iterator[str]:
     pass, and the rest; the faster first.
     """
     cells = _cells_by_relevance(matrix)
-    shown = [one.videos for one in (*_controls(matrix), *cells)]
+    shown = [one.videos for one in (*_baselines(matrix), *cells)]
     for prompt in range(max(map(len, shown), default=0)):
         for videos in shown:
             if prompt < len(videos):
                 yield videos[prompt]
 
 
-def _controls(matrix: Matrix) -> Iterator[Any]:
+def _baselines(matrix: Matrix) -> Iterator[Any]:
     for pair in matrix.run.pairs:
         yield from (pair.large_only, pair.small_only)
 

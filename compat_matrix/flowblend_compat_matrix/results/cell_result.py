@@ -24,7 +24,7 @@ class CellResult:
         observed, reasons: the verdict on what was seen.
         error: where it raised, its last lines.
         latency_ms: of one warm generation, prompt encoding and denoising without decoding; the median.
-        speedup_over_large, speedup_over_blend, speedup_over_stack: medians of the ratios to the control that ran
+        speedup_over_large, speedup_over_blend, speedup_over_stack: medians of the ratios to the baseline that ran
             beside it: large-only, the same schedule without adapters, the same adapters without a schedule.
         stacking_efficiency: ``speedup_over_large`` over the product of what blend and stack give alone.
         flops_fraction_linear, flops_fraction_full: FLOPs of the denoisers over those of large-only, counting linear
@@ -48,9 +48,9 @@ class CellResult:
             ``"out_of_memory"``.
         num_timed: generations that ``latency_ms`` is the median of.
         num_forwards_run: denoiser forwards that were computed for it, one for each video of a batch.
-        num_forwards_timed: those of them that were whole generations for timing; a round of controls is counted with
+        num_forwards_timed: those of them that were whole generations for timing; a round of baselines is counted with
             one of the cells that it serves.
-        num_forwards_alone: what it would have taken with nothing shared: its own controls, and every step computed.
+        num_forwards_alone: what it would have taken with nothing shared: its own baselines, and every step computed.
         expectation: the reason that an entry of ``expectations.toml`` gives, where one is about this cell.
         surprise: ``"unexpected"`` where declaration and observation disagree and no entry says why;
             ``"stale_expectation"`` where an entry foresaw something else.
@@ -107,8 +107,8 @@ class CellResult:
 
 
 @dataclass(kw_only=True)
-class ControlResult:
-    """One denoiser alone, without FlowBlending: the large one is the control of every cell, the small one the floor.
+class BaselineResult:
+    """One denoiser alone, without FlowBlending: the large one is the baseline of every cell, the small one the floor.
 
     ``linear_flops`` and ``full_flops`` are those of one generation; the rest is as in :class:`CellResult`, with
     ``psnr_db`` and the other comparisons to large-only ``null`` for the large denoiser itself.

@@ -13,6 +13,10 @@ PAPER_SCHEDULES = ("LLL", "LSL", "LSS", "SLL", "SSS")
 """The schedules that FlowBlending (arXiv 2512.24724) compares."""
 
 
+Stack = tuple[str, ...]
+"""Adapters as ``"name(option=value)"``, in the order they are attached."""
+
+
 @dataclass(frozen=True)
 class CellSpec:
     """One entry of the matrix before it is measured.
@@ -23,7 +27,7 @@ class CellSpec:
     """
 
     schedule: StageSchedule
-    stack: tuple[str, ...] = ()
+    stack: Stack = ()
 
     @property
     def id(self) -> str:
@@ -41,7 +45,7 @@ class CellSpec:
         return not self.stack and self.schedule.letters == {"L"}
 
 
-def plan_cells(schedules: Iterable[StageSchedule], stacks: Iterable[tuple[str, ...]] = ()) -> list[CellSpec]:
+def plan_cells(schedules: Iterable[StageSchedule], stacks: Iterable[Stack] = ()) -> list[CellSpec]:
     """Every schedule alone, then every stack on every schedule; each cell once.
 
     Raises:
@@ -57,7 +61,7 @@ def plan_cells(schedules: Iterable[StageSchedule], stacks: Iterable[tuple[str, .
     return cells
 
 
-def parse_stack(text: str) -> tuple[str, ...]:
+def parse_stack(text: str) -> Stack:
     """The adapters of one stack: ``"unipc(num_inference_steps=25) + teacache"`` is two.
 
     Raises:

@@ -144,7 +144,7 @@ def _read_entry(entry: dict[str, Any], path: Path, number: int) -> Expectation:
     )
 
 
-def hold_against(cell: CellResult, expectations: Iterable[Expectation]) -> None:
+def check_expectations(cell: CellResult, expectations: Iterable[Expectation]) -> None:
     """Say of a finished cell what was foreseen of it, and whether it is a surprise.
 
     Args:

@@ -10,13 +10,13 @@ from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from .cell_result import CellResult, ControlResult
+from .cell_result import BaselineResult, CellResult
 
 __all__ = [
     "API_VERSION",
     "FILE_NAME",
+    "BaselineResult",
     "CellResult",
-    "ControlResult",
     "Matrix",
     "PairRecord",
     "RunRecord",
@@ -30,7 +30,7 @@ FILE_NAME = "matrix.json"
 
 @dataclass(kw_only=True)
 class PairRecord:
-    """One pair of the run, what it was asked for, and its controls.
+    """One pair of the run, what it was asked for, and its baselines.
 
     Attributes:
         name: as cells name it; ``pipeline`` the class of its pipeline.
@@ -56,8 +56,8 @@ class PairRecord:
     judge: str | None = None
     fps: float | None = None
     divergence: list[dict[str, Any]] = field(default_factory=list)
-    large_only: ControlResult = field(default_factory=ControlResult)
-    small_only: ControlResult = field(default_factory=ControlResult)
+    large_only: BaselineResult = field(default_factory=BaselineResult)
+    small_only: BaselineResult = field(default_factory=BaselineResult)
 
 
 @dataclass(kw_only=True)
@@ -67,9 +67,9 @@ class WorkRecord:
     A forward is one denoiser call for one video: a call on a batch of eight is eight forwards.
 
     Attributes:
-        num_forwards: computed in all, timing and controls included.
+        num_forwards: computed in all, timing and baselines included.
         num_forwards_timed: those of them that were made for timing, which shares nothing.
-        num_forwards_without_sharing: had every cell run its own controls for its own seeds, and every step.
+        num_forwards_without_sharing: had every cell run its own baselines for its own seeds, and every step.
         seconds: the whole run, by the clock.
         seconds_in_workers: summed over the workers.
         seconds_without_sharing: an estimate of ``seconds_in_workers``: the forwards that were saved, at what the
@@ -90,14 +90,14 @@ class RunRecord:
 
     Attributes:
         command: as typed.
-        pairs: each with its own prompts, call and controls.
+        pairs: each with its own prompts, call and baselines.
         schedules, stacks: what was crossed, as texts.
         depth: adapters in the largest stack that was made up from the registered ones; 0 where none was.
         num_repeats: timed generations of each cell.
         budget: bounds below which a cell is degraded.
         num_planned: cells that were asked for; fewer are there when the run was interrupted.
         executor: what ran the cells, in words, with the number of workers.
-        is_sharing: whether cells shared controls and common steps.
+        is_sharing: whether cells shared baselines and common steps.
         runs_refused: whether cells that are declared incompatible were run, so that the declarations are audited.
         families: which kind of technique each adapter of the stacks is, by its name.
         work: what it cost.
@@ -167,8 +167,8 @@ class Matrix:
 
 
 def _read_pair(value: dict[str, Any]) -> PairRecord:
-    controls: dict[str, Any] = {name: ControlResult(**value[name]) for name in ("large_only", "small_only")}
-    return PairRecord(**(value | controls))
+    baselines: dict[str, Any] = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
+    return PairRecord(**(value | baselines))
 
 
 def read_matrix(folder: Path) -> Matrix:

@@ -11,7 +11,7 @@ from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import AdapterError, UsageError
 from flowblend_plugins.manager import FlowblendPluginManager, adapters_by_name
 
-Stack = tuple[str, ...]
+from ..results.cells import Stack
 
 
 def suggested_stacks(manager: FlowblendPluginManager, family: Family) -> list[str]:

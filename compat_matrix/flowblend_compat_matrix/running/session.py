@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from ..measuring.jobs import Batch, Began, Controls, Outcome, RunSettings
-from ..results.expectations import Expectation, hold_against
+from ..measuring.jobs import Baselines, Batch, Began, Outcome, RunSettings
+from ..results.expectations import Expectation, check_expectations
 from ..results.matrix_results import CellResult, Matrix
 from .executors import Executor
 from .folder import write_files, write_matrix, write_report
@@ -37,8 +37,8 @@ def measure_matrix(
             for message in messages:
                 if isinstance(message, Began):
                     progress.show(message)
-                elif isinstance(message, Controls):
-                    keeper.keep_controls(message)
+                elif isinstance(message, Baselines):
+                    keeper.keep_baselines(message)
                 else:
                     keeper.keep(message)
                     progress.advance(message.result)
@@ -59,7 +59,7 @@ class _Keeper:
     ) -> None:
         self._matrix, self._folder, self._expectations = matrix, folder, expectations
         for cell in matrix.cells:
-            hold_against(cell, expectations)
+            check_expectations(cell, expectations)
         planned = [(cell.pair, cell.id) for cell in matrix.cells]  # of the run that is resumed
         planned += [(batch.pair, cell.id) for batch in batches for cell in batch.cells]
         self._place = {key: number for number, key in enumerate(planned)}
@@ -68,18 +68,18 @@ class _Keeper:
         self._writing_takes = 0.0
         self._seconds_for_videos = self._num_forwards_for_videos = 0.0
 
-    def keep_controls(self, controls: Controls) -> None:
+    def keep_baselines(self, baselines: Baselines) -> None:
         run = self._matrix.run
-        run.work.num_forwards += controls.num_forwards
-        run.work.seconds_in_workers += controls.seconds
-        if all(pair.name != controls.record.name for pair in run.pairs):
-            run.pairs.append(controls.record)
-            write_files(self._folder, controls.files)
+        run.work.num_forwards += baselines.num_forwards
+        run.work.seconds_in_workers += baselines.seconds
+        if all(pair.name != baselines.record.name for pair in run.pairs):
+            run.pairs.append(baselines.record)
+            write_files(self._folder, baselines.files)
 
     def keep(self, outcome: Outcome) -> None:
         result, work = outcome.result, self._matrix.run.work
         write_files(self._folder, outcome.files)
-        hold_against(result, self._expectations)
+        check_expectations(result, self._expectations)
         self._matrix.cells.append(result)
         self._matrix.cells.sort(key=lambda cell: self._place[cell.pair, cell.id])
         work.num_forwards += result.num_forwards_run

@@ -16,13 +16,11 @@ import torch
 
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
-from flowblend_plugins.pairs.loading import load_denoiser
-from flowblend_plugins.pairs.open import open_pair
-from flowblend_plugins.pipelines.components import denoiser_slot
 from flowblend_plugins.schedule import Stage, StageSchedule
 
 from ..measuring.bench import Bench
-from ..measuring.jobs import Batch, Began, Controls, Message, Outcome, PairOrder, RunSettings
+from ..measuring.jobs import Baselines, Batch, Began, Message, Outcome, PairJob, RunSettings
+from ..measuring.loading import PairChoice, pair_loader
 from ..measuring.prompts import PromptSet, own_prompts
 from ..measuring.runner import MatrixRunner, Measured
 from ..results.matrix_results import PairRecord
@@ -38,7 +36,7 @@ class Worker:
 
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
-        self._orders = {order.name: order for order in settings.pairs}
+        self._jobs = {job.name: job for job in settings.pairs}
         self._plugins = tuple(_plugin(name) for name in settings.plugins)
         self._open: dict[str, _OpenPair] = {}
         if settings.num_threads is not None:
@@ -50,8 +48,8 @@ class Worker:
         if pair is None:
             yield Began(batch.pair, None, "the large and the small denoiser alone")
             started = time.perf_counter()
-            pair = self._open[batch.pair] = _OpenPair(self._orders[batch.pair], self._settings, self._plugins)
-            yield Controls(*pair.describe(), pair.baseline.num_forwards, time.perf_counter() - started)
+            pair = self._open[batch.pair] = _OpenPair(self._jobs[batch.pair], self._settings, self._plugins)
+            yield Baselines(*pair.describe(), pair.baseline.num_forwards, time.perf_counter() - started)
         for found in pair.runner.measure_together(batch.cells, pair.baseline):
             if isinstance(found, Began):
                 yield found
@@ -60,43 +58,37 @@ class Worker:
 
 
 class _OpenPair:
-    """A pair that is loaded, with its controls run."""
+    """A pair that is loaded, with its baselines run."""
 
-    def __init__(self, order: PairOrder, settings: RunSettings, plugins: tuple[Any, ...]) -> None:
+    def __init__(self, job: PairJob, settings: RunSettings, plugins: tuple[Any, ...]) -> None:
         manager = make_plugin_manager(plugins)
-        preset = pairs_by_name(manager)[order.preset] if order.preset is not None else None
+        preset = pairs_by_name(manager)[job.preset] if job.preset is not None else None
 
-        def load() -> tuple[Any, Any]:
-            opened = open_pair(preset, order.large, order.small)
-            return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
-
-        if order.prompts is None:
-            prompts = own_prompts(preset, order.num_prompts, order.num_seeds)
+        if job.prompts is None:
+            prompts = own_prompts(preset, job.num_prompts, job.num_seeds)
         else:
-            prompts = PromptSet(order.prompts * order.num_seeds)
+            prompts = PromptSet(job.prompts * job.num_seeds)
         self._bench = Bench(
-            load=load,
+            load=pair_loader(manager, PairChoice(job.preset or "", job.large, job.small)),
             prompts=prompts,
-            call=dict(order.call),
-            seed=order.seed,
-            steps_are_asked=order.steps_are_asked,
-            guidance_is_asked=order.guidance_is_asked,
+            call=dict(job.call),
+            seed=job.seed,
+            asked=job.asked,
             runs_refused=settings.runs_refused,
             plugins=plugins,
         )
         self._settings = settings
         self.runner = MatrixRunner(
             self._bench,
-            order.name,
+            job.name,
             metrics_by_name(manager),
             settings.num_repeats,
             settings.budget,
             settings.is_sharing,
-            settings.runs_refused,
             lambda: timing_alone(settings.timing_lock),
         )
         self.baseline = self.runner.measure_baseline()
-        self._order = order
+        self._job = job
         if settings.memory_limit_mb is not None:
             _limit_memory(settings.memory_limit_mb)
 
@@ -115,19 +107,19 @@ class _OpenPair:
         return list(files), files
 
     def describe(self) -> tuple[PairRecord, dict[str, bytes]]:
-        """The record of the pair, and its controls' videos."""
-        order, baseline, prompts = self._order, self.baseline, self._bench.prompts
+        """The record of the pair, and its baselines' videos."""
+        job, baseline, prompts = self._job, self.baseline, self._bench.prompts
         num_steps = len({found.step_index for found in baseline.divergences})
-        stages = [one.stage for one in StageSchedule.named("LSL", order.early, order.late).assignments(num_steps)]
+        stages = [one.stage for one in StageSchedule.named("LSL", job.early, job.late).assignments(num_steps)]
         record = PairRecord(
-            name=order.name,
+            name=job.name,
             pipeline=type(self._bench.pipe).__name__,
             makes="stills" if self._bench.makes_stills else "videos",
             prompts=list(prompts.texts),
-            seeds=[order.seed + number for number in range(len(prompts.texts))],
-            call=dict(order.call),
-            early=order.early,
-            late=order.late,
+            seeds=[job.seed + number for number in range(len(prompts.texts))],
+            call=dict(job.call),
+            early=job.early,
+            late=job.late,
             boundary_steps=[
                 next((step for step, stage in enumerate(stages) if stage in later), num_steps)
                 for later in ({Stage.INTERMEDIATE, Stage.LATE}, {Stage.LATE})
@@ -138,8 +130,8 @@ class _OpenPair:
             large_only=baseline.large,
             small_only=baseline.small,
         )
-        record.large_only.videos, large = self._encode("large-only", order.name, baseline.videos)
-        record.small_only.videos, small = self._encode("small-only", order.name, baseline.small_videos)
+        record.large_only.videos, large = self._encode("large-only", job.name, baseline.videos)
+        record.small_only.videos, small = self._encode("small-only", job.name, baseline.small_videos)
         return record, {**large, **small}
 
 

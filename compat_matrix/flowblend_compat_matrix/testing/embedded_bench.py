@@ -1,4 +1,4 @@
-"""An embedded pair that is loaded once, with its controls run once, for tests of one cell after another."""
+"""An embedded pair that is loaded once, with its baselines run once, for tests of one cell after another."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
-from flowblend_plugins.pairs.loading import load_denoiser
-from flowblend_plugins.pairs.open import open_pair
-from flowblend_plugins.pipelines.components import denoiser_slot
 
 from ..measuring.bench import Bench
+from ..measuring.loading import PairChoice, pair_loader
 from ..measuring.prompts import own_prompts
 from ..measuring.runner import MatrixRunner
 from ..results.cells import CellSpec
@@ -27,13 +25,8 @@ class EmbeddedBench:
     def __init__(self, pair: str) -> None:
         manager = make_plugin_manager()
         preset = pairs_by_name(manager)[pair]
-
-        def load() -> tuple[Any, Any]:
-            opened = open_pair(preset)
-            return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
-
         self.bench = Bench(
-            load=load, prompts=own_prompts(preset, num_prompts=1, num_seeds=1), call=dict(preset.call_defaults)
+            load=pair_loader(manager, PairChoice(pair)), prompts=own_prompts(preset, 1), call=dict(preset.call_defaults)
         )
         self._runner = MatrixRunner(self.bench, pair, metrics_by_name(manager), num_repeats=1)
         self._baseline = self._runner.measure_baseline()

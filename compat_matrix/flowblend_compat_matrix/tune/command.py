@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +25,6 @@ class CostName(str, enum.Enum):
 
 FILE_NAME = "tuned.json"
 PLOT_NAME = "tuned.png"
-FIRST_PROMPT = 256
-"""Tuning takes the pair's prompts from here on, so that none of those that others measure with was tuned on."""
-SEED = 50_000
-"""Likewise of the noise."""
 SHIFT_FACTORS = (1.5, 2.0, 3.0)
 
 
@@ -81,6 +76,7 @@ def tune(
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..measuring.loading import PairChoice, open_bench
     from ..results.environment import describe_environment
     from .front import Budget, choose
     from .race import Race
@@ -91,7 +87,7 @@ def tune(
     manager: FlowblendPluginManager = ctx.obj
     budget = Budget(min_psnr, min_alignment)
     prepare_output_folder(out)
-    bench = open_bench(manager, pair, large, small, prompts, tuple(prompt or ()))
+    bench = open_bench(manager, PairChoice(pair, large, small), prompts, tuple(prompt or ()))
     num_steps = bench.call.get("num_inference_steps")
     if num_steps is None:
         raise UsageError("tune: the pair does not say how many steps it takes. Name a registered --pair.")
@@ -142,43 +138,6 @@ def tune(
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         _print(record, out)
-
-
-def open_bench(
-    manager: FlowblendPluginManager,
-    pair: str,
-    large: str | None,
-    small: str | None,
-    num_prompts: int,
-    texts: tuple[str, ...],
-    first_prompt: int = FIRST_PROMPT,
-    seed: int = SEED,
-) -> Any:
-    """A bench that makes one video at a time, on prompts from ``first_prompt`` on."""
-    import os
-
-    import torch
-
-    from flowblend_plugins.cli.options import find_preset
-    from flowblend_plugins.pairs.loading import load_denoiser
-    from flowblend_plugins.pairs.open import open_pair
-    from flowblend_plugins.pipelines.components import denoiser_slot
-
-    from ..measuring.bench import Bench
-    from ..measuring.prompts import PromptSet, prompts_from
-
-    if "OMP_NUM_THREADS" not in os.environ and large is None and not torch.cuda.is_available():
-        torch.set_num_threads(1)  # the embedded pairs' products are tiny: a second thread waits more than it gains
-
-    preset = find_preset(manager, pair, large)
-
-    def load() -> tuple[Any, Any]:
-        opened = open_pair(preset, large, small)
-        return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
-
-    prompts = PromptSet(texts) if texts else prompts_from(preset, first_prompt, num_prompts)
-    call = dict(preset.call_defaults) if preset is not None else {"num_inference_steps": 50}
-    return Bench(load=load, prompts=replace(prompts, batch_size=1), call=call, seed=seed)
 
 
 def _samplers(pipe: Any, pair: str) -> Iterator[str]:

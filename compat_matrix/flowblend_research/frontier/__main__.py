@@ -34,8 +34,8 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
         num_prompts: rounds, at least 2.
         is_quick: one setting of each technique, to see that everything works.
     """
+    from flowblend_compat_matrix.measuring.loading import PairChoice, open_bench
     from flowblend_compat_matrix.results.environment import describe_environment
-    from flowblend_compat_matrix.tune.command import open_bench
     from flowblend_plugins.manager import make_plugin_manager
 
     from .page import to_json, to_markdown
@@ -45,7 +45,7 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
     if is_quick:
         techniques = {name: ones[:1] for name, ones in techniques.items()}
     manager = make_plugin_manager()
-    bench = open_bench(manager, "reference", None, None, num_prompts, (), first_prompt=0, seed=0)
+    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=0, seed=0)
     race = Race(bench, report=lambda text: print(text, flush=True))
     measured = measure(race, techniques)
     about: dict[str, Any] = {

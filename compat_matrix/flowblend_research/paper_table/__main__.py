@@ -30,23 +30,15 @@ def make_table(
         num_repeats: rounds of timing.
         report: told how far it is.
     """
-    import torch
-
-    from flowblend_compat_matrix.measuring.bench import Bench
-    from flowblend_compat_matrix.measuring.prompts import reference_prompts
-    from flowblend_compat_matrix.reference import CALL_DEFAULTS, load_pair
+    from flowblend_compat_matrix.measuring.loading import PairChoice, open_bench
     from flowblend_compat_matrix.results.environment import describe_environment
+    from flowblend_plugins.manager import make_plugin_manager
 
     from .measure import measure
 
-    def load() -> Any:
-        pair = load_pair()
-        return pair.pipeline, pair.small
-
-    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
-        torch.set_num_threads(1)  # of tiny products two threads are no faster, and unsteady
-    environment = describe_environment()
-    bench = Bench(load=load, prompts=reference_prompts(num_prompts), call=CALL_DEFAULTS)
+    manager = make_plugin_manager()
+    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=0, seed=0, in_batches=True)
+    environment = describe_environment(manager)
     absent = []
     for column in columns:
         try:
@@ -63,7 +55,7 @@ def make_table(
         "environment": environment,
         "num_prompts": num_prompts,
         "num_repeats": num_repeats,
-        "guidance_scale": CALL_DEFAULTS["guidance_scale"],
+        "guidance_scale": bench.call["guidance_scale"],
         "control": CONTROL,
         "columns": [asdict(column) for column in present],
         "absent": absent,

@@ -9,7 +9,7 @@ from ...measuring.jobs import Batch, Began, Message, Outcome
 from ...results.cells import CellSpec
 
 
-class BatchInHand:
+class BatchInProgress:
     """A batch that a worker has been given.
 
     Attributes:

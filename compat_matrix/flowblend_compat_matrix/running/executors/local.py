@@ -17,7 +17,7 @@ from typing import Any
 from flowblend_plugins.errors import FlowBlendError
 
 from ...measuring.jobs import Batch, Message, RunSettings, lost_cell
-from .batch_in_progress import BatchInHand, take_batch
+from .batch_in_progress import BatchInProgress, take_batch
 
 _POLL_S = 0.5
 _GOING_TAKES_S = 5.0
@@ -45,7 +45,7 @@ class LocalExecutor:
         """See :class:`~flowblend_compat_matrix.running.executors.Executor`.
 
         Raises:
-            FlowBlendError: a pair cannot be opened, or its controls cannot be run.
+            FlowBlendError: a pair cannot be opened, or its baselines cannot be run.
         """
         waiting = deque(batches)
         workers = [_LocalWorker(settings) for _ in range(min(self.num_workers, len(waiting)))]
@@ -74,7 +74,7 @@ class _LocalWorker:
         self._settings = settings
         self._process: Any = None
         self._pipe: Any = None
-        self._hand: BatchInHand | None = None
+        self._hand: BatchInProgress | None = None
         self._pair: str | None = None
         self._left_over: Batch | None = None
 
@@ -93,7 +93,7 @@ class _LocalWorker:
         batch = take_batch(waiting, self._pair)
         if self._process is None:
             self._start()
-        self._hand, self._pair = BatchInHand(batch), batch.pair
+        self._hand, self._pair = BatchInProgress(batch), batch.pair
         self._pipe.send(batch)
 
     def left_over(self) -> Batch | None:
@@ -144,7 +144,7 @@ class _LocalWorker:
             return self._pipe.poll() and self._process.exitcode == 0
         return False
 
-    def _lose(self, hand: BatchInHand, failure: str, reason: str) -> Iterator[Message]:
+    def _lose(self, hand: BatchInProgress, failure: str, reason: str) -> Iterator[Message]:
         self.stop()
         self._hand = None
         pair, cell = hand.batch.pair, hand.to_blame()

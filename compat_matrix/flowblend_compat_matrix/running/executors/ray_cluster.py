@@ -16,8 +16,8 @@ from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ...measuring.jobs import Batch, Controls, Message, RunSettings, lost_cell
-from .batch_in_progress import BatchInHand, take_batch
+from ...measuring.jobs import Baselines, Batch, Message, RunSettings, lost_cell
+from .batch_in_progress import BatchInProgress, take_batch
 from .ray_connection import RayConnection
 
 _POLL_S = 0.5
@@ -92,7 +92,7 @@ class RayExecutor:
                         if worker.pending in ready:
                             last_news = time.monotonic()
                             message = worker.hear()
-                            if isinstance(message, Controls):
+                            if isinstance(message, Baselines):
                                 del losses[message.record.name, None]
                             if message is not None:
                                 yield message
@@ -176,13 +176,13 @@ class _RemoteWorker:
         self._ray = ray
         self._actor = actor
         self.is_ready = False
-        self.hand: BatchInHand | None = None
+        self.hand: BatchInProgress | None = None
         self.pair: str | None = None
         self.pending: Any = actor.versions.remote()
 
     def measure(self, batch: Batch) -> None:
         """Begin with a batch."""
-        self.hand, self.pair = BatchInHand(batch), batch.pair
+        self.hand, self.pair = BatchInProgress(batch), batch.pair
         self.pending = self._actor.measure.options(num_returns="streaming").remote(batch)
 
     def hear(self) -> Message | None:
@@ -227,7 +227,7 @@ class _RemoteWorker:
 
 
 def _give_up_or_put_back(
-    hand: BatchInHand, lost: _Lost, bound: int, losses: Counter[tuple[str, str | None]], waiting: deque[Batch]
+    hand: BatchInProgress, lost: _Lost, bound: int, losses: Counter[tuple[str, str | None]], waiting: deque[Batch]
 ) -> Iterator[Message]:
     """Put back what a lost worker had in hand; the cell that has cost ``bound`` workers is given up.
 
