@@ -20,7 +20,7 @@ from .pairs.loading import check_blendable, load_denoiser
 from .pairs.preset import pair_of
 from .pipelines.components import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
 from .pipelines.control_scales import control_scales_fitted
-from .pipelines.source import read_source
+from .pipelines.timesteps import set_as_called
 from .routing.clock import Clock
 from .routing.replay import Recording, Tape
 from .routing.router import ModelRouter, router_of
@@ -101,26 +101,31 @@ class Blend:
     def is_enabled(self) -> bool:
         return self._undo is not None
 
-    def plan(self, num_inference_steps: int) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
+    def plan(
+        self, num_inference_steps: int, **call_arguments: Any
+    ) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
         """The steps of a generation to come, and for each adapter what every step will do, ``None`` if it cannot tell.
+
+        Args:
+            num_inference_steps: as the pipeline is called with.
+            call_arguments: further ones of the call that decide its timesteps: ``timesteps``, or the size of the video.
 
         Raises:
             ScheduleError: the schedule does not fit the number of steps.
-            RoutingError: the sampler's timesteps depend on the call (as with LTX, on the size of the video).
+            RoutingError: the timesteps follow from something else than these arguments; it says from what.
         """
         scheduler = copy.deepcopy(self.pipeline.scheduler)
-        unknown = RoutingError(
-            f"{type(scheduler).__name__} sets its timesteps when {type(self.pipeline).__name__} is called, so its "
-            "steps are not known before."
-        )
-        # A sampler of ours that has a list of its own heeds none.
-        if read_source(self.pipeline).timestep_arguments and not getattr(scheduler, "ignores_pipeline", False):
-            raise unknown
-        try:
+        if getattr(scheduler, "ignores_pipeline", False):  # a sampler of ours that has a list of its own
             scheduler.set_timesteps(num_inference_steps)
-        except (ValueError, TypeError) as error:
-            raise unknown from error
-        clock = Clock(types.SimpleNamespace(scheduler=scheduler))
+        else:
+            call_arguments = {"num_inference_steps": num_inference_steps, **call_arguments}
+            unknown = set_as_called(self.pipeline, scheduler, call_arguments)
+            if unknown is not None:
+                raise RoutingError(
+                    f"the timesteps that {type(self.pipeline).__name__} sets in {type(scheduler).__name__} are not "
+                    f"known before the call: {unknown}."
+                )
+        clock = Clock(self.pipeline, scheduler)
         clock.refresh()
         assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
         sigmas = clock.sigmas or [None] * len(assignments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -71,16 +72,24 @@ def plan_unloaded(stages: StageSchedule, num_steps: int, adapters: Sequence[Adap
     return Plan(stages.text, num_steps, num_timesteps, steps)
 
 
-def plan_blend(blend: Blend, num_steps: int) -> Plan:
+def plan_blend(blend: Blend, num_steps: int, call_arguments: Mapping[str, Any]) -> Plan:
     """Plan a generation once a pair is loaded and its adapters are attached.
+
+    Args:
+        blend: the enabled pipeline.
+        num_steps: as the pipeline is called with.
+        call_arguments: all that it is called with.
 
     Raises:
         ScheduleError: the schedule does not fit the number of steps.
     """
     stages = blend.schedule
+    parameters = inspect.signature(type(blend.pipeline).__call__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    known_call = {**defaults, **call_arguments, "num_inference_steps": num_steps}
     planning = [adapter for adapter in blend.adapters if type(adapter).plan is not Adapter.plan]
     try:
-        steps, outcomes = blend.plan(num_steps)
+        steps, outcomes = blend.plan(**known_call)
     except RoutingError:
         unloaded = plan_unloaded(stages, num_steps, blend.adapters)
         nothing: dict[str, list[Outcome] | None] = {write_spec(adapter): None for adapter in planning}

@@ -122,11 +122,11 @@ def run(
         raise UsageError(f"--large was given without --small, and schedule {stages.text} calls S. Give --small too.")
     num_steps = _count_steps(steps, adapters, preset)
     stack = _Stack((preset, large, small), stages, calibrated, adapters, adapter or [], reentry, num_steps)
-    if plan:
-        stack.plan(as_json)
-        return
     call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "prompt": prompt}
     call |= {"negative_prompt": negative_prompt, "height": height, "width": width, "num_frames": num_frames}
+    if plan:
+        stack.plan(call, as_json)
+        return
     stack.generate(call, seed, fps, out, as_json)
 
 
@@ -142,7 +142,7 @@ class _Stack:
     reentry: str
     num_steps: int | None
 
-    def plan(self, as_json: bool) -> None:
+    def plan(self, asked: dict[str, Any], as_json: bool) -> None:
         """Show which denoiser would answer when; the pair is loaded only where the plan depends on it."""
         if self.num_steps is None:
             raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
@@ -150,8 +150,10 @@ class _Stack:
         # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
         plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in self.adapters)
         if plans_ahead or self.stages.needs_sigmas:
-            with self._enabled(open_pair(*self.pair)) as blend:
-                planned = plan_blend(blend, self.num_steps)
+            opened = open_pair(*self.pair)
+            arguments = _call_arguments(opened, self.adapters, asked | {"prompt": asked["prompt"] or ""})
+            with self._enabled(opened) as blend:
+                planned = plan_blend(blend, self.num_steps, arguments)
         planned.show(as_json)
 
     def generate(self, asked: dict[str, Any], seed: int, fps: float, out: Path, as_json: bool) -> None:
@@ -164,7 +166,7 @@ class _Stack:
         progress = Progress(quiet=as_json)
         with self._enabled(opened, progress) as blend:
             num_steps = self.num_steps or _default_of(opened.pipeline, "num_inference_steps")
-            planned = plan_blend(blend, num_steps) if num_steps is not None else None
+            planned = plan_blend(blend, num_steps, arguments) if num_steps is not None else None
             if planned is not None and not as_json:
                 planned.show()
                 for reason in blend.foresee(**arguments).of(Composition.INERT):

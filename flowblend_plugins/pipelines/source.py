@@ -21,8 +21,11 @@ class PipelineSource:
     Attributes:
         branches: guidance branches by the names of its cache contexts, in the order in which it opens them.
         batches_uncond_first: a batched call holds the unconditional half first.
-        timestep_arguments: those of ``sigmas`` and ``mu`` that it always hands to ``scheduler.set_timesteps``:
-            ``mu`` if it is passed on at all, ``sigmas`` if it makes a list of its own (``None`` is not handed on).
+        timestep_arguments: those of ``sigmas``, ``timesteps`` and ``mu`` that it always hands to
+            ``scheduler.set_timesteps``: ``mu`` if it is passed on at all, the others if it makes a list of its own
+            (``None`` is not handed on).
+        leaves_out_last_timestep: it takes no step from the last of its sampler's timesteps.
+        copies_scheduler: it steps a copy of its sampler too (LTX2 for sound).
         step_keywords: keywords of its ``scheduler.step`` calls.
         call_keywords: keywords of any call that it makes.
     """
@@ -30,6 +33,8 @@ class PipelineSource:
     branches: tuple[str, ...] = ()
     batches_uncond_first: bool = False
     timestep_arguments: tuple[str, ...] = ()
+    leaves_out_last_timestep: bool = False
+    copies_scheduler: bool = False
     step_keywords: frozenset[str] = frozenset()
     call_keywords: frozenset[str] = frozenset()
 
@@ -69,11 +74,16 @@ def _read(call: FunctionType) -> PipelineSource:
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     samplers = [node for node in calls if _called(node) in ("set_timesteps", "retrieve_timesteps")]
     passed = {name for node in samplers for name in (*_keywords(node), *_names(node.args))}
-    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    first = min((node.lineno for node in samplers), default=0)
+    stored = (node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    made = {node.id for node in stored if node.lineno < first} | ({"mu"} & passed)
+    written = {ast.unparse(node) for node in nodes if isinstance(node, (ast.Call, ast.Subscript))}
     return PipelineSource(
         branches=_branches(calls),
         batches_uncond_first=any(map(_splits_uncond_first, nodes)),
-        timestep_arguments=tuple(n for n in ("sigmas", "mu") if n in passed and (n == "mu" or n in assigned)),
+        timestep_arguments=tuple(name for name in ("sigmas", "timesteps", "mu") if name in passed & made),
+        leaves_out_last_timestep="self.scheduler.timesteps[:-1]" in written,
+        copies_scheduler="copy.deepcopy(self.scheduler)" in written,
         step_keywords=frozenset(name for node in calls if _called(node) == "step" for name in _keywords(node)),
         call_keywords=frozenset(name for node in calls for name in _keywords(node)),
     )

@@ -14,21 +14,33 @@ from typing import Any
 import torch
 
 from ..errors import ClockError
+from ..pipelines.source import read_source
 
 
 class Clock:
-    """Reads one pipeline's scheduler; lists are copied from it once a generation, not once a call."""
+    """Reads one pipeline's scheduler; lists are copied from it once a generation, not once a call.
 
-    def __init__(self, pipeline: Any) -> None:
+    Args:
+        pipeline: the diffusers pipeline.
+        scheduler: a copy of its scheduler to read instead, for a plan; ``None`` for the pipeline's own of the moment.
+    """
+
+    def __init__(self, pipeline: Any, scheduler: Any = None) -> None:
         self._pipeline = pipeline
+        self._copy = scheduler
+        self._leaves_out_last = read_source(pipeline).leaves_out_last_timestep
         self._source: tuple[int, int, int] | None = None
         self._timesteps_tensor: torch.Tensor | None = None
         self.timesteps: list[float] = []
         self.sigmas: list[float] | None = None
 
+    @property
+    def _scheduler(self) -> Any:
+        return self._pipeline.scheduler if self._copy is None else self._copy
+
     def refresh(self) -> bool:
         """Copy the scheduler's lists if it has set new ones. Returns whether they changed."""
-        scheduler = self._pipeline.scheduler
+        scheduler = self._scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         sigmas = getattr(scheduler, "sigmas", None)
         # Tensors made under inference_mode keep no version.
@@ -46,6 +58,8 @@ class Clock:
         self._held = (timesteps, sigmas)
         self._timesteps_tensor = timesteps if isinstance(timesteps, torch.Tensor) else None
         self.timesteps = [float(t) for t in (timesteps.tolist() if self._timesteps_tensor is not None else timesteps)]
+        if self._leaves_out_last:
+            self.timesteps.pop()
         self.sigmas = _sigmas(scheduler, sigmas, self.timesteps)
         return True
 

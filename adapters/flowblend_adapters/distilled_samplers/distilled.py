@@ -101,7 +101,7 @@ class Distilled(Adapter):
         scheduler, config = pipe.scheduler, pipe._internal_dict
         with weights_on(weights, target, self.lora_scale):
             try:
-                pipe.register_modules(scheduler=solver.build(scheduler))
+                pipe.register_modules(scheduler=solver.build_for(pipe))
                 yield AttachedDistilled(self, weights, target, pipe.scheduler)
             finally:
                 pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .multistep_solver import MultistepSolver, flow_settings
 from .noise_schedule import is_flow
-from .own_scheduler import finish_flow
+from .own_scheduler import finish_flow, step_ends_as_euler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class DEIS(MultistepSolver):
 
     name: ClassVar[str] = "deis"
     suggested: ClassVar[tuple[str, ...]] = ("deis(num_inference_steps=20)", "deis(num_inference_steps=12)")
+    highest_level: ClassVar[float | None] = 1.0
 
     @classmethod
     def scheduler_class(cls) -> Any:
@@ -32,3 +33,7 @@ class DEIS(MultistepSolver):
         if is_flow(new):
             finish_flow(new)
         return new
+
+    def step_between(self, new: Any, levels: Any) -> None:
+        step_ends_as_euler(new)
+        super().step_between(new, levels)

@@ -14,6 +14,7 @@ class DPMpp2M(MultistepSolver):
 
     name: ClassVar[str] = "dpmpp_2m"
     suggested: ClassVar[tuple[str, ...]] = ("dpmpp_2m(num_inference_steps=20)", "dpmpp_2m(num_inference_steps=12)")
+    highest_level: ClassVar[float | None] = 1.0
 
     @classmethod
     def scheduler_class(cls) -> Any:

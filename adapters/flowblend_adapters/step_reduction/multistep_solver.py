@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from flowblend_plugins.pipelines.source import read_source
 
 from .attached_solver import AttachedSolver, ForgettingSolver
 from .solver import Solver
@@ -19,6 +22,12 @@ class MultistepSolver(Solver):
     """
 
     reset_solver_history_at_switch: bool = False
+
+    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+        yield from super().obstacles(pipe)
+        if self.reset_solver_history_at_switch and read_source(pipe).copies_scheduler:
+            found = f"{type(pipe).__name__} steps a copy of its sampler too, whose history would not be forgotten"
+            yield found, "Leave reset_solver_history_at_switch out."
 
     def attached(self, scheduler: Any) -> AttachedSolver:
         kind = ForgettingSolver if self.reset_solver_history_at_switch else AttachedSolver

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .solver_history import forget_solver_history
+
 
 def pin_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
     """Let ``scheduler.set_timesteps`` give these noise levels, whatever a pipeline hands it.
@@ -27,7 +29,7 @@ def pin_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
         base.set_timesteps(self, device=device, sigmas=np.array(sigmas))
 
     # With the mark its timesteps are known before the call, whatever pipeline it is in.
-    _give(scheduler, set_timesteps=set_timesteps, ignores_pipeline=True)
+    give(scheduler, set_timesteps=set_timesteps, ignores_pipeline=True)
 
 
 def finish_flow(scheduler: Any) -> None:
@@ -44,7 +46,33 @@ def finish_flow(scheduler: Any) -> None:
         base.set_timesteps(self, *args, **kwargs)
         self.sigmas[-1] = 1.0 / self.config.num_train_timesteps
 
-    _give(scheduler, set_timesteps=set_timesteps)
+    give(scheduler, set_timesteps=set_timesteps)
+
+
+def step_ends_as_euler(scheduler: Any) -> None:
+    """Let a flow-matching scheduler take steps from noise level 1 and to 0 as the Euler method, without history.
+
+    DEIS works in sigma / (1 - sigma), which is infinite at the one end and has no logarithm at the other. A step of its
+    first order is Euler's, whatever the levels.
+    """
+    base: Any = type(scheduler)
+
+    @functools.wraps(base.step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        index: int = self.step_index
+        sigma, following = self.sigmas[index], self.sigmas[index + 1]
+        if sigma < 1.0 and following > 0.0:
+            return base.step(self, model_output, timestep, sample, return_dict=return_dict)
+        forget_solver_history(self)
+        self._step_index += 1
+        moved = sample + (following - sigma) * model_output
+        return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
+
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+    give(scheduler, step=step)
 
 
 def take_noise_from_call(scheduler: Any) -> None:
@@ -57,7 +85,7 @@ def take_noise_from_call(scheduler: Any) -> None:
             kwargs["generator"] = self.call_generator
         return base.step(self, *args, **kwargs)
 
-    _give(scheduler, step=step)
+    give(scheduler, step=step)
     scheduler.call_generator = None
 
 
@@ -70,10 +98,11 @@ def watch_steps(scheduler: Any, see: Callable[[Any], None]) -> None:
         see(model_output)
         return base.step(self, model_output, *args, **kwargs)
 
-    _give(scheduler, step=step)
+    give(scheduler, step=step)
 
 
-def _give(scheduler: Any, **methods: Any) -> None:
+def give(scheduler: Any, **methods: Any) -> None:
+    """Put methods and class attributes over those of one scheduler's class."""
     base = type(scheduler)
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     scheduler.__class__ = type(base.__name__, (base,), {**names, **methods})

@@ -6,6 +6,7 @@ Stage boundaries are fractions or sigmas, so they move along with the steps.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from flowblend_plugins.pipelines.source import read_source
 from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
 from .own_scheduler import pin_sigmas
+from .pipeline_levels import sample_at_levels_of
 from .selected_timesteps.stored import SelectedTimesteps
 
 # With explicit sigmas nothing may move them any more.
@@ -49,6 +51,9 @@ class Solver(Adapter):
     timesteps: str | None = None
 
     traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.STEP_REDUCTION, changes_timesteps=True)
+
+    highest_level: ClassVar[float | None] = None
+    """Of a solver that can step between noise levels that a pipeline sets (as LTX does): the highest to begin at."""
 
     def __post_init__(self) -> None:
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
@@ -108,6 +113,24 @@ class Solver(Adapter):
             pin_sigmas(new, sigmas)
         return new
 
+    def build_for(self, pipe: Any) -> Any:
+        """The scheduler that takes the place of the pipeline's own, at the noise levels that the pipeline sets."""
+        new = self.build(pipe.scheduler)
+        if self._steps_between_levels(pipe):
+            levels = copy.deepcopy(pipe.scheduler)
+            if self.chosen_sigmas is not None:
+                levels = type(levels).from_config(levels.config, shift=1.0, **_NO_SHIFT)
+                pin_sigmas(levels, self.chosen_sigmas)
+            elif self.flow_shift is not None:
+                levels.set_shift(self.flow_shift)
+            self.step_between(new, levels)
+        return new
+
+    def step_between(self, new: Any, levels: Any) -> None:
+        """Let the new scheduler step between the noise levels that ``levels`` sets."""
+        assert self.highest_level is not None
+        sample_at_levels_of(new, levels, self.highest_level)
+
     @property
     def chosen_sigmas(self) -> tuple[float, ...] | None:
         """The noise levels that were asked for; ``None`` where the sampler spaces them itself."""
@@ -122,7 +145,7 @@ class Solver(Adapter):
         # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
         scheduler, config = pipe.scheduler, pipe._internal_dict
         try:
-            pipe.register_modules(scheduler=self.build(scheduler))
+            pipe.register_modules(scheduler=self.build_for(pipe))
             yield self.attached(pipe.scheduler)
         finally:
             pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
@@ -139,32 +162,63 @@ class Solver(Adapter):
         if self.num_inference_steps is not None and "num_inference_steps" not in _call_parameters(pipe):
             yield f"{type(pipe).__name__} takes no num_inference_steps", "Leave the option out."
         if self.flow_shift is not None:
-            yield from self._shift_obstacles(pipe.scheduler, self.flow_shift)
+            yield from self._shift_obstacles(pipe, self.flow_shift)
         if self.sigmas is not None or self.timesteps is not None:
             yield from self._sigma_obstacles(pipe, [solver for solver in solvers if solver._takes_sigmas()])
 
     @classmethod
+    def _steps_between_levels(cls, pipe: Any) -> bool:
+        """Whether the pipeline hands its sampler what this class does not take, and this solver can do without."""
+        takes = inspect.signature(cls.scheduler_class().set_timesteps).parameters
+        handed = read_source(pipe).timestep_arguments
+        # diffusers' multistep schedulers that take timesteps round them to integers.
+        left = [argument for argument in handed if argument not in takes or argument == "timesteps"]
+        return cls.highest_level is not None and bool(left)
+
+    @classmethod
     def _sampler_obstacles(cls, pipe: Any) -> Iterator[str]:
-        new, name = cls.scheduler_class(), type(pipe).__name__
-        takes = inspect.signature(new.set_timesteps).parameters
-        refused = [argument for argument in read_source(pipe).timestep_arguments if argument not in takes]
+        new, old, name, source = cls.scheduler_class(), pipe.scheduler, type(pipe).__name__, read_source(pipe)
+        follows = cls._steps_between_levels(pipe)
+        takes = inspect.signature((old if follows else new).set_timesteps).parameters
+        refused = [argument for argument in source.timestep_arguments if argument not in takes]
         if refused:
-            yield f"{name} hands its sampler {' and '.join(refused)}, which {new.__name__} does not take"
-        lost = lost_noise_schedule(pipe.scheduler, new)
+            taker = type(old).__name__ if follows else new.__name__
+            yield f"{name} hands its sampler {' and '.join(refused)}, which {taker} does not take"
+        moving = _moved_by(old) if follows and "timesteps" in source.timestep_arguments else ""
+        if moving:
+            yield f"{name} gives a list of timesteps, and its own sampler's {moving} moves the sigmas away from them"
+        steps = inspect.signature(new.step).parameters
+        unknown = sorted(source.step_keywords - steps.keys() - ({"per_token_timesteps"} if follows else set()))
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in steps.values()):
+            yield f"{name} hands every step {' and '.join(unknown)}, which {new.__name__} does not take"
+        if source.leaves_out_last_timestep:
+            yield f"{name} leaves out the last of its sampler's timesteps, which of {new.__name__} is a whole step"
+        lost = lost_noise_schedule(old, new)
+        if follows:  # all but this is in the levels that the pipeline's own sampler goes on setting
+            lost = [field for field in lost if field.startswith("invert_sigmas")]
         if lost:
             yield f"{name} samples with {', '.join(lost)}, which {new.__name__} does not have"
-        if "prediction_type" not in inspect.signature(new.__init__).parameters and not is_flow(pipe.scheduler):
-            old = type(pipe.scheduler).__name__
-            yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {old}"
+        if (follows or "prediction_type" not in inspect.signature(new.__init__).parameters) and not is_flow(old):
+            yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {type(old).__name__}"
 
-    @staticmethod
-    def _shift_obstacles(scheduler: Any, flow_shift: float) -> Iterator[tuple[str, str]]:
+    def _shift_obstacles(self, pipe: Any, flow_shift: float) -> Iterator[tuple[str, str]]:
+        scheduler = pipe.scheduler
         if not is_flow(scheduler):
             yield f"flow_shift={flow_shift:g}, but this denoiser is no flow-matching one", "Leave it out."
         elif scheduler.config.get("use_dynamic_shifting"):
             yield (
                 f"flow_shift={flow_shift:g} would have no effect, because the shift of this pipeline follows "
                 "from the size of the video (use_dynamic_shifting)",
+                "Leave it out.",
+            )
+        elif "timesteps" in read_source(pipe).timestep_arguments:
+            found = (
+                f"flow_shift={flow_shift:g} would move sigmas away from the timesteps that {type(pipe).__name__} gives"
+            )
+            yield found, "Leave it out."
+        elif self._steps_between_levels(pipe) and not hasattr(scheduler, "set_shift"):
+            yield (
+                f"flow_shift={flow_shift:g} would not reach {type(scheduler).__name__}, which sets the sigmas",
                 "Leave it out.",
             )
 
@@ -206,6 +260,13 @@ def known_solvers() -> list[type[Solver]]:
                 yield child
 
     return sorted(below(Solver), key=lambda solver: solver.name)
+
+
+def _moved_by(scheduler: Any) -> str:
+    """What moves a scheduler's sigmas away from the timesteps it is given, as ``"name=value"``; empty if nothing."""
+    config, shift = scheduler.config, flow_shift_of(scheduler)
+    moving = [f"shift={shift:g}"] if shift != 1.0 else []
+    return ", ".join(moving + [f"{name}={config[name]}" for name in _NO_SHIFT if config.get(name)])
 
 
 def _named(solvers: list[type[Solver]]) -> str:

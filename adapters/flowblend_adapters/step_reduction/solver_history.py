@@ -18,3 +18,5 @@ def forget_solver_history(scheduler: Any) -> None:
         scheduler.lower_order_nums = 0
     if hasattr(scheduler, "last_sample"):  # from which a corrector would correct
         scheduler.last_sample = None
+    for started in getattr(scheduler, "started_tokens", ()):  # of a sampler that keeps a history for groups of tokens
+        forget_solver_history(started.solver)

@@ -14,6 +14,9 @@ class UniPC(MultistepSolver):
 
     name: ClassVar[str] = "unipc"
     suggested: ClassVar[tuple[str, ...]] = ("unipc(num_inference_steps=16)", "unipc(num_inference_steps=10)")
+    highest_level: ClassVar[float | None] = (
+        1.0 - 1e-6
+    )  # its corrector divides by log-SNRs; diffusers lowers the level so too
 
     @classmethod
     def scheduler_class(cls) -> Any:

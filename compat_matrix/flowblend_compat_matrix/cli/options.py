@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,6 @@ from flowblend_plugins.errors import UsageError
 
 from ..report.gate import FailOn
 from ..results.cells import PAPER_SCHEDULES
-from ..results.json_values import JsonObject
 from ..results.verdicts import QualityBudget
 from .plan import FEW, MANY, MANY_CELLS
 
@@ -155,7 +154,7 @@ class CallOptions:
             )
 
     @property
-    def asked(self) -> JsonObject:
+    def asked(self) -> dict[str, Any]:
         """Keyword arguments of the pipeline call that were given."""
         arguments = {
             "num_inference_steps": self.steps,

@@ -72,7 +72,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, videos: NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        """Output of `forward` from one video ``[F, H, W, 3]`` or several, in batches."""
+        """What `forward` gives, from one video ``[F, H, W, 3]`` or several, in batches."""
         if videos.ndim == 4:
             videos = videos[None]
         if videos.ndim != 5 or videos.shape[-1] != 3:
@@ -89,7 +89,7 @@ class AttributeClassifier(nn.Module):
         return self.predict(videos)["features"].double().numpy()
 
     def judge(self, videos: NDArray[np.float32], attributes: Sequence[Sequence[Attribute]]) -> list[list[bool]]:
-        """Say of each attribute that a video's caption names whether it is right.
+        """For each video and each attribute that its caption names, whether it is right.
 
         What is said of a shape that is not there is wrong.
         """

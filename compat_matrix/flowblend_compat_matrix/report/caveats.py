@@ -1,4 +1,4 @@
-"""Caveats that a reader must know before quoting a figure of the report."""
+"""What a reader must know before quoting a figure of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gate of a run, for people who let a machine decide: the cells that make it fail, each with the reason."""
+"""What makes a run fail, for people who let a machine decide: the cells at fault, each with what is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_CODE = 3
 
 
 class FailOn(str, enum.Enum):
-    """Outcomes that make the run fail, unless an expectation covers them."""
+    """What a run may not hold. What an expectation foresees is none of these."""
 
     DEGRADED = "degraded"
     BROKEN = "broken"

@@ -20,14 +20,14 @@ class GridRow(NamedTuple):
 
 
 class GridGroup(NamedTuple):
-    """Rows of one kind of stack."""
+    """Rows of one kind."""
 
     title: str
     rows: list[GridRow]
 
 
 class Grid(NamedTuple):
-    """Verdicts of stacks on schedules, as a grid."""
+    """The verdict grid."""
 
     schedules: list[str]
     groups: list[GridGroup]

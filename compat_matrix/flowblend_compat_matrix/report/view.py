@@ -1,4 +1,4 @@
-"""Contents of the report, worked out before the template sees them."""
+"""What the report shows, worked out before the template sees it."""
 
 from __future__ import annotations
 

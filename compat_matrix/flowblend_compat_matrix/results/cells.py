@@ -1,4 +1,4 @@
-"""Cells of the matrix: one for each stage schedule and stack of adapters."""
+"""What the matrix is made of: one cell for each stage schedule and stack of adapters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CellSpec:
 
     @property
     def id(self) -> str:
-        """Name of the cell for people: ``"LSL"``, ``"LSL + unipc(num_inference_steps=25)"``."""
+        """What people call the cell: ``"LSL"``, ``"LSL + unipc(num_inference_steps=25)"``."""
         return " + ".join((self.schedule.text, *self.stack))
 
     @property

@@ -1,1 +1,1 @@
-"""Gains of corrections, forecasts and refreshes on the WAN reference pair, measured."""
+"""What corrections, forecasts and refreshes gain on the WAN reference pair, measured."""

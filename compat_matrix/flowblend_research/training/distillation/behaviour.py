@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
-from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ..wan.behaviour import NUM_PROMPTS, Videos, generate
 from ..wan.behaviour_page import NUM_WORLD_VIDEOS
@@ -83,7 +82,7 @@ class Row:
 
 def make_videos(pair: ReferencePair, captions: list[Caption], side: str, setting: Setting) -> tuple[Videos, int]:
     """Videos ``[N, 9, 64, 64, 3]`` of one setting, and the denoiser calls of one generation."""
-    call: JsonObject = {"num_inference_steps": None}  # left to the adapter
+    call: dict[str, Any] = {"num_inference_steps": None}  # left to the adapter
     if setting.is_distilled:
         call["guidance_scale"] = None
     with flowblend_plugins.enable(pair.pipeline, pair.small, SCHEDULES[side], adapters=[setting.adapter]) as blend:
@@ -133,7 +132,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Read the command line and write the card."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="flowblend-distilled-card", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="how many held-out prompts")
     arguments = parser.parse_args()

@@ -15,7 +15,7 @@ from .text import TEXT_DIM
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSize:
-    """Sizes in which the large and the small denoiser differ."""
+    """What differs between the large and the small denoiser."""
 
     channels: tuple[int, int]
     layers: int
