@@ -85,7 +85,7 @@ class CalibrationRequest:
             typer.echo(line)
 
     def open(self) -> OpenedPair:
-        """Load the pair. Raises ``PairError`` where it cannot be loaded."""
+        """Load the pair of the options. Raises ``PairError`` where it cannot be loaded."""
         hide_progress_bars()
         opened = open_pair(self.preset, self.large, self.small)
         opened.pipeline.set_progress_bar_config(disable=True)
