@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FAST := tests/schedule tests/plugins tests/house tests/report tests/pair tests/exactness/test_oracles.py tests/matrix/test_planning.py
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-install check house bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
+.PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -19,8 +20,14 @@ install: $(INSTALLED)  ## create .venv with the tested versions
 demo: $(INSTALLED)  ## FlowBlending on the embedded pair: videos and a report in out/demo
 	$(BIN)/flowblend matrix run --pair reference --out out/demo
 
-test: $(INSTALLED)  ## all tests, in two processes
+test: $(INSTALLED)  ## all tests but the slowest (tests/slow.txt), in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(INSTALLED)  ## all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)  ## tests for the inner loop: one of each kind, in less than a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(FAST)
 
 test-install: $(INSTALLED)  ## the wheel without extras, in a new environment of its own (downloads packages)
 	FLOWBLEND_TEST_INSTALL=1 $(BIN)/python -m pytest tests/install

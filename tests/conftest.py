@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from flowblend_compat_matrix.running.executors.batch_in_progress import BatchInProgress
 from flowblend_plugins.cli import run
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
+from tests.slow import mark_slow
 
 torch.set_num_threads(1)
 diffusers_logging.get_logger()  # its handler keeps the stderr of this moment, which is to be no single test's
@@ -30,6 +31,11 @@ settings.register_profile(
     "flowblend", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("flowblend")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_slow(items, is_whole_suite=config.args == config.getini("testpaths"))
 
 
 @pytest.fixture(autouse=True)

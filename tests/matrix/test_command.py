@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +18,38 @@ from typing import Any
 import av
 import pytest
 
+from flowblend_plugins.cli import run
 from tests.processes import bounded_by_progress, output_of, wait_until
 from tests.report.samples import embedded
 
 
-@pytest.fixture
-def tiny_run(saved_pair: Path, tmp_path: Path) -> list[str]:
+def arguments_for(saved_pair: Path, out: Path) -> list[str]:
     """Arguments of a run that takes seconds."""
     return [
         *("matrix", "run", "--large", str(saved_pair / "large"), "--small", str(saved_pair / "small")),
         *("--prompt", "a <script>alert(1)</script> circle", "--height", "32", "--width", "32", "--num-frames", "9"),
-        *("--steps", "5", "--repeats", "1", "--out", str(tmp_path / "out")),
+        *("--steps", "5", "--repeats", "1", "--out", str(out)),
     ]
+
+
+@pytest.fixture
+def tiny_run(saved_pair: Path, tmp_path: Path) -> list[str]:
+    return arguments_for(saved_pair, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def run_once(saved_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of one cell, and its standard output with --json."""
+    out, said = tmp_path_factory.mktemp("lsl") / "out", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert run([*arguments_for(saved_pair, out), "--schedule", "LSL", "--json"]) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture
+def finished(run_once: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of that folder, for a test to change."""
+    return shutil.copytree(run_once[0], tmp_path / "finished")
 
 
 # Every field that a reader of matrix.json may rely on, and what it is.
@@ -94,23 +117,19 @@ def test_a_whole_run(flowblend: Callable[..., Any], tiny_run: list[str], tmp_pat
     assert all(name in result.out for name in cells)
 
 
-def test_the_report_is_rendered_again_from_the_results(
-    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
-) -> None:
-    assert flowblend(*tiny_run, "--schedule", "LSL").code == 0
-    path = tmp_path / "out" / "report.html"
+def test_the_report_is_rendered_again_from_the_results(flowblend: Callable[..., Any], finished: Path) -> None:
+    path = finished / "report.html"
     first = path.read_text()
     path.unlink()
-    result = flowblend("matrix", "report", tmp_path / "out")
+    result = flowblend("matrix", "report", finished)
     assert result.code == 0, result.err
     assert path.read_text() == first
     assert "LSL" in result.out
 
 
-def test_json_is_what_was_written(flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path) -> None:
-    result = flowblend(*tiny_run, "--schedule", "LSL", "--json")
-    assert result.code == 0, result.err
-    assert json.loads(result.out) == json.loads((tmp_path / "out" / "matrix.json").read_text())
+def test_json_is_what_was_written(run_once: tuple[Path, str]) -> None:
+    out, said = run_once
+    assert json.loads(said) == json.loads((out / "matrix.json").read_text())
 
 
 def test_adapters_are_crossed_with_schedules(
@@ -232,14 +251,11 @@ def test_an_unexpected_cell_fails_the_run_until_an_expectation_says_why(
     assert flowblend("matrix", "report", out).code == 0
 
 
-def test_a_report_of_other_versions_says_what_is_stale(
-    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path
-) -> None:
-    assert flowblend(*tiny_run, "--schedule", "LSL").code == 0
-    path = tmp_path / "out" / "matrix.json"
-    assert "stale" not in flowblend("matrix", "report", tmp_path / "out").err
+def test_a_report_of_other_versions_says_what_is_stale(flowblend: Callable[..., Any], finished: Path) -> None:
+    path = finished / "matrix.json"
+    assert "stale" not in flowblend("matrix", "report", finished).err
     matrix = json.loads(path.read_text())
     installed, matrix["environment"]["torch"] = matrix["environment"]["torch"], "1.0"
     path.write_text(json.dumps(matrix))
-    err = flowblend("matrix", "report", tmp_path / "out").err
+    err = flowblend("matrix", "report", finished).err
     assert f"1 of 1 cells are stale: torch was 1.0 and is now {installed}." in err
