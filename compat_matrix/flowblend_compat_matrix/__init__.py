@@ -20,6 +20,7 @@ redirect(
         "reference.behaviour": "flowblend_research.training.wan.behaviour",
         "reference.distillation.behaviour": "flowblend_research.training.distillation.behaviour",
         "reference.distillation.train": "flowblend_research.training.distillation.train",
+        "reference.text": "flowblend_research.training.text",
         "reference.train": "flowblend_research.training.wan.train",
         "reference.unet.behaviour": "flowblend_research.training.unet.behaviour",
         "reference.unet.train": "flowblend_research.training.unet.train",

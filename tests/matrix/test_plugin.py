@@ -9,8 +9,8 @@ import numpy as np
 
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, WEIGHTS
-from flowblend_compat_matrix.reference.text import vocabulary
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
+from flowblend_research.training.text import vocabulary
 
 
 def test_the_preset_says_what_the_reference_package_says() -> None:

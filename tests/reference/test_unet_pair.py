@@ -13,9 +13,9 @@ import torch
 import flowblend_plugins as fb
 from flowblend_compat_matrix.plugin import REFERENCE_UNET
 from flowblend_compat_matrix.reference.pair import evaluation_captions
-from flowblend_compat_matrix.reference.text import vocabulary
 from flowblend_compat_matrix.reference.unet import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
 from flowblend_research.training.latents import load_dataset
+from flowblend_research.training.text import vocabulary
 from flowblend_research.training.trainer import Job, run_job
 from flowblend_research.training.unet import train
 from flowblend_research.training.unet.behaviour import (

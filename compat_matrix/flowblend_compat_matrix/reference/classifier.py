@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .text import FIELDS
-from .world import BACKGROUNDS, SHAPES, Attribute, Scene, render, sample_scene
+from .world import BACKGROUNDS, FIELDS, SHAPES, Attribute, Scene, render, sample_scene
 
 FEATURE_DIM = 48
 _WIDTH = 96

@@ -297,3 +297,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
         words += ["over", scene.background.kind]
         attributes.append(Attribute("background", "kind", scene.background.kind))
     return Caption(" ".join(words), tuple(attributes))
+
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "texture": TEXTURES,
+    "motion": tuple(MOTIONS),
+}
+"""What a caption may say of an object. In labels, 0 is "not said" and value ``i`` is ``i + 1``."""

@@ -25,9 +25,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
 from flowblend_compat_matrix.reference.pair import ReferencePair, load_pair
-from flowblend_compat_matrix.reference.text import encode_text
 
 from ..stage import LossFunction, StageRecord, StageSettings, compiled, load_average
+from ..text import encode_text
 from ..trainer import Job, Recipe, main
 from . import DISTILLED
 from .trajectories import NUM_WINDOWS, Trajectories, load_trajectories, sample_shard, teacher_of, window_sigmas

@@ -12,9 +12,9 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS, ReferencePair
-from flowblend_compat_matrix.reference.text import encode_text
 from flowblend_compat_matrix.reference.world import caption, sample_scene
 
+from ..text import encode_text
 from ..wan.denoisers import LATENT_SHAPE
 
 NUM_WINDOWS = 8

@@ -12,8 +12,9 @@ import torch.nn.functional as functional
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from flowblend_compat_matrix.reference.text import FIELDS, caption_labels, vocabulary
-from flowblend_compat_matrix.reference.world import BACKGROUNDS, SHAPES, Caption
+from flowblend_compat_matrix.reference.world import BACKGROUNDS, FIELDS, SHAPES, Caption
+
+from ..text import caption_labels, vocabulary
 
 TEXT_DIM = 64
 MAX_LENGTH = 16

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowblend_compat_matrix.reference.text import caption_batch
 from flowblend_compat_matrix.reference.world import NUM_FRAMES, Video, caption, render, sample_scene
 
 from ..latents import CAPTIONS_PER_VIDEO, denoising, encode_shard, load_dataset
 from ..stage import LossFunction, StageSettings, move
+from ..text import caption_batch
 from ..trainer import Job, Recipe, main
 from .codec import codec_loss, encode_mean, make_codec, prepare_for_training, still_batch
 from .denoisers import LARGE, SMALL, make_denoiser, noise_loss

@@ -10,8 +10,7 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowblend_compat_matrix.reference.text import MAX_SEQUENCE_LENGTH, TEXT_DIM
-
+from ..text import MAX_SEQUENCE_LENGTH, TEXT_DIM
 from .codec import LATENT_CHANNELS
 
 LATENT_SHAPE = (LATENT_CHANNELS, 3, 8, 8)

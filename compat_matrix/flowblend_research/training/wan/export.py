@@ -8,10 +8,10 @@ from typing import Any, cast
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier
-from flowblend_compat_matrix.reference.text import TextTrainer
 
 from ..latents import has_data, load_dataset
 from ..stage import load_average
+from ..text import TextTrainer
 from .codec import latent_statistics, make_codec
 from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, DenoiserSize, make_denoiser
 

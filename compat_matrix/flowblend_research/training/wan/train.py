@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier, classifier_batch, classifier_loss
-from flowblend_compat_matrix.reference.text import TextTrainer, caption_batch, encode_text
 from flowblend_compat_matrix.reference.world import Video, caption, render, sample_scene
 
 from ..latents import CAPTIONS_PER_VIDEO, LatentDataset, denoising, encode_shard, load_dataset
 from ..stage import LossFunction, StageSettings, compiled, move
+from ..text import TextTrainer, caption_batch, encode_text
 from ..trainer import Job, Recipe, main
 from .card import write_card
 from .codec import codec_batch, codec_loss, encode_mean, make_codec, normalise, prepare_for_training, use_fast_norms

@@ -9,19 +9,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from .world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, TEXTURES, Caption, caption, sample_scene
+from flowblend_compat_matrix.reference.world import (
+    BACKGROUNDS,
+    COLOURS,
+    FIELDS,
+    MOTIONS,
+    SHAPES,
+    TEXTURES,
+    Caption,
+    caption,
+    sample_scene,
+)
 
 TEXT_DIM = 64
 MAX_SEQUENCE_LENGTH = 32
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "shape": SHAPES,
-    "colour": tuple(COLOURS),
-    "texture": TEXTURES,
-    "motion": tuple(MOTIONS),
-}
-"""What a caption may say of an object. In labels, 0 is "not said" and value ``i`` is ``i + 1``."""
 
 
 def vocabulary() -> list[str]:
