@@ -13,7 +13,7 @@ from .headline import headline
 from .markdown_table import escape, table
 from .media import on_front
 from .overview import brief, fidelity, pairs_with_cells, stacks_by_reason
-from .view import DECLARED_MARKS, VERDICT_MARKS
+from .view import DECLARED_MARKS, LEGEND, VERDICT_MARKS
 
 _FEW = 12
 """Up to so many cells every figure is given of all of them; of more, of those on the front."""
@@ -37,7 +37,7 @@ def render_markdown(matrix: Matrix) -> str:
     ]
     if not matrix.is_complete:
         lines += [f"Interrupted: {len(matrix.cells)} of {run.num_planned} cells were finished.", ""]
-    verdicts = ", ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items())
+    verdicts = ", ".join(f"{mark} {words}" for mark, words in LEGEND.items())
     lines += [
         f"In the grids: the observed verdict ({verdicts}), the speed-up over the large denoiser alone, and PSNR to its "
         "video of the same seed in dB; “exact” is bit for bit. An exclamation mark: not as declared, and no "

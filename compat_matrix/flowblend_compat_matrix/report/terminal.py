@@ -11,7 +11,7 @@ from .figures import figure, percent, times
 from .grid import REFUSED_EVERYWHERE, make_grid
 from .headline import headline
 from .overview import brief, fidelity, pairs_with_cells, stacks_by_reason
-from .view import DECLARED_MARKS
+from .view import DECLARED_MARKS, LEGEND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,8 @@ def _print_grid(console: Console, cells: Sequence[CellResult]) -> None:
         for row in group.rows:
             table.add_row(escape(row.stack), *("" if cell is None else _styled(cell, said(cell)) for cell in row.cells))
         console.print(table)
-    console.print("✓ pass, ≈ degraded, ○ inert, ⊘ refused, ✕ broken, … skipped; speed-up, PSNR in dB.", highlight=False)
+    marks = ", ".join(f"{mark} {words}" for mark, words in LEGEND.items())
+    console.print(f"{marks}; speed-up, PSNR in dB.", highlight=False)
     if num_refused:
         stacks = "1 stack is" if num_refused == 1 else f"{num_refused} stacks are"
         console.print(f"{stacks} refused on every schedule; the reasons are in the report.", highlight=False)

@@ -19,6 +19,9 @@ from .media import on_front, speed_and_fidelity
 from .stacking import StackingChart, stacking_chart
 
 VERDICT_MARKS = {"pass": "✓", "degraded": "≈", "inert": "○", "refused": "⊘", "broken": "✕", "skipped": "…"}
+LEGEND = {mark: "inert (no effect)" if name == "inert" else name for name, mark in VERDICT_MARKS.items()}
+"""Words for the marks, as legends say them."""
+
 DECLARED_MARKS = {"composes": "+", "composes_with_reset": "↻", "inert": "○", "refused": "⊘"}
 _BRANCHES = {"cond": "with the prompt", "uncond": "without it", "guided": "after guidance"}
 

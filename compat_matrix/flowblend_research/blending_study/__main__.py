@@ -29,7 +29,9 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
+from flowblend_compat_matrix.tune.space import schedule_text
 
+from ..tables import table
 from ..training.wan.behaviour import STEPS, generate
 from ..training.wan.behaviour_page import NUM_WORLD_VIDEOS
 from .velocity_predictors import compare_predictors
@@ -168,14 +170,7 @@ def evenly(num_steps: int, early: int, num_large: int) -> str:
     """A schedule with ``num_large`` single large steps, evenly spaced over what comes after the early stage."""
     rest = num_steps - early
     places = {early + (number + 1) * rest // (num_large + 1) for number in range(num_large)}
-    letters = ["L" if index < early or index in places else "S" for index in range(num_steps)]
-    runs: list[tuple[str, int]] = []
-    for letter in letters:
-        if runs and runs[-1][0] == letter:
-            runs[-1] = (letter, runs[-1][1] + 1)
-        else:
-            runs.append((letter, 1))
-    return ",".join(f"{letter}:{num}" for letter, num in runs)
+    return schedule_text("".join("L" if index < early or index in places else "S" for index in range(num_steps)))
 
 
 def to_markdown(sections: Mapping[str, Sequence[Row]], num_prompts: int, more: Sequence[str] = ()) -> str:
@@ -193,20 +188,20 @@ def to_markdown(sections: Mapping[str, Sequence[Row]], num_prompts: int, more: S
     ]
     heads = ("schedule", "adapters", "large steps", "FLOPs", "PSNR", "captions right", "Frechet distance")
     for title, rows in sections.items():
-        lines += [f"## {title}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        for row in rows:
-            cells = (
-                f"`{row.schedule}`",
-                " + ".join(f"`{adapter}`" for adapter in row.adapters) or "plain",
-                f"{row.num_large_steps:.1f}",
-                f"{row.flops_fraction:.3f}",
-                f"{row.psnr_db:.1f} ± {row.psnr_std_db:.1f} dB",
-                f"{row.alignment:.1%}",
-                f"{row.frechet_distance:.2f}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        lines += [f"## {title}", "", *table(heads, map(_cells, rows)), ""]
     return "\n".join([*lines, *more])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        f"`{row.schedule}`",
+        " + ".join(f"`{adapter}`" for adapter in row.adapters) or "plain",
+        f"{row.num_large_steps:.1f}",
+        f"{row.flops_fraction:.3f}",
+        f"{row.psnr_db:.1f} ± {row.psnr_std_db:.1f} dB",
+        f"{row.alignment:.1%}",
+        f"{row.frechet_distance:.2f}",
+    )
 
 
 SECTIONS = {

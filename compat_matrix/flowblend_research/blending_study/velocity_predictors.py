@@ -17,6 +17,7 @@ import torch
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS, ReferencePair
 from flowblend_compat_matrix.reference.world import Caption
 
+from ..tables import table
 from ..training.wan.behaviour import STEPS, generate
 
 GAPS = (1, 2, 3)
@@ -178,8 +179,8 @@ def _guided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
 
 
 def to_markdown(guesses: Sequence[Guess], num_prompts: int) -> list[str]:
-    """The section of the page."""
-    lines = [
+    """The section of the page on guesses."""
+    return [
         "## What foretells the large denoiser's next velocity",
         "",
         f"On large-only's own trajectories ({num_prompts} more prompts, half to fit on, half to test on), steps "
@@ -187,10 +188,15 @@ def to_markdown(guesses: Sequence[Guess], num_prompts: int) -> list[str]:
         "steps after the large denoiser last answered. The last column is of steps "
         f"{EARLY_STEPS[0] + 1} to {EARLY_STEPS[-1] + 1}.",
         "",
-        f"| guess | {' | '.join(f'+{gap}' for gap in GAPS)} | early, +1 |",
-        "|---|" + "---|" * (len(GAPS) + 1),
+        *table(
+            ("guess", *(f"+{gap}" for gap in GAPS), "early, +1"),
+            (
+                (
+                    one.name if one.share is None else f"{one.name} ({one.share:.2f})",
+                    *(f"{error:.3f}" for error in (*one.errors, one.early_error)),
+                )
+                for one in guesses
+            ),
+        ),
+        "",
     ]
-    for guess in guesses:
-        name = guess.name if guess.share is None else f"{guess.name} ({guess.share:.2f})"
-        lines.append(f"| {name} | {' | '.join(f'{error:.3f}' for error in (*guess.errors, guess.early_error))} |")
-    return [*lines, ""]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flowblend_compat_matrix.tune.race import Point
 
+from ..tables import table
 from .advantage import Advantage, Level, advantages, levels, usual_ratio
 
 GOAL = 1.3
@@ -46,16 +47,18 @@ def to_markdown(measured: Measured, about: Mapping[str, Any]) -> str:
         *_levels(levels(measured, "flops"), "by FLOPs"),
         "## At each technique's operating points",
         "",
-        *_table(
+        *table(
             ("technique", "setting", "speed", "PSNR", "fastest tuned, at least as faithful", "advantage"),
             map(_operating_point, advantages(measured)),
         ),
+        "",
         "## Every point",
         "",
-        *_table(
+        *table(
             ("technique", "stack", "speed (quartiles)", "FLOPs", "PSNR", "captions right", "Frechet distance"),
             (_row(name, point) for name, points in measured.items() for point in points),
         ),
+        "",
     ]
     if about["refused"]:
         lines += ["## Refused on this pair", ""]
@@ -86,7 +89,7 @@ def _levels(found: Sequence[Level], measure: str) -> Iterator[str]:
         )
         for level in found
     )
-    yield from _table(("at least", "single technique", "", "tuned stack", "", "tuned over single"), rows)
+    yield from (*table(("at least", "single technique", "", "tuned stack", "", "tuned over single"), rows), "")
 
 
 def _operating_point(one: Advantage) -> tuple[str, ...]:
@@ -107,14 +110,6 @@ def _row(technique: str, point: Point) -> tuple[str, ...]:
         f"{point.alignment:.1%}",
         f"{point.frechet:.2f}",
     )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
 
 
 def _known(value: float | None) -> float | None:

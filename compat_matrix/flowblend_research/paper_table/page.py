@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..tables import shown, table
 from .columns import CONTROL
 
 _HEADINGS = (
@@ -76,8 +77,7 @@ def _column(record: Mapping[str, Any], column: Mapping[str, Any], baseline: str)
     if column["published_setting"]:
         lines[0] += f". Published: {column['published_setting']}."
     headings = [heading.format(baseline=baseline) for heading in _HEADINGS]
-    lines += ["", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return lines + [f"| {' | '.join(_row(cell, control, column))} |" for cell in cells]
+    return [*lines, "", *table(headings, (_row(cell, control, column) for cell in cells))]
 
 
 def _row(cell: Mapping[str, Any], control: Mapping[str, Any], column: Mapping[str, Any]) -> Sequence[str]:
@@ -104,8 +104,7 @@ def _ratio(cell: Mapping[str, Any], to: str) -> str:
 
 
 def _decibels(cell: Mapping[str, Any], to: str) -> str:
-    value = cell[f"psnr_to_{to}_db"]
-    return "-" if value is None else f"{value:.1f} ± {cell[f'psnr_to_{to}_std_db']:.1f}"
+    return shown(cell[f"psnr_to_{to}_db"], ".1f", cell[f"psnr_to_{to}_std_db"])
 
 
 def _reading(record: Mapping[str, Any], baseline: str) -> list[str]:

@@ -29,6 +29,7 @@ from flowblend_compat_matrix.reference.pair import (
 )
 from flowblend_compat_matrix.reference.world import Caption
 
+from ...tables import shown, table
 from ..wan.behaviour import NUM_PROMPTS, Videos, generate
 from ..wan.behaviour_page import NUM_WORLD_VIDEOS
 from . import DISTILLED
@@ -119,16 +120,14 @@ def measure(pair: ReferencePair, side: str, num_prompts: int, settings: Sequence
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table of the docs page."""
-    lines = [
-        "| denoiser | sampled in | denoiser calls | alignment | Frechet distance | PSNR to its 50 steps, dB |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        psnr = f"{np.mean(row.psnr_by_prompt_db):.1f}" if row.psnr_by_prompt_db else "-"
-        lines.append(
-            f"| {row.side} | {row.name} | {row.num_calls} | {row.alignment:.1%} | {row.frechet_distance:.2f} | {psnr} |"
-        )
+    heads = ("denoiser", "sampled in", "denoiser calls", "alignment", "Frechet distance", "PSNR to its 50 steps, dB")
+    lines = table(heads, map(_cells, rows))
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    psnr = shown(float(np.mean(row.psnr_by_prompt_db)) if row.psnr_by_prompt_db else None)
+    return row.side, row.name, str(row.num_calls), f"{row.alignment:.1%}", f"{row.frechet_distance:.2f}", psnr
 
 
 def main() -> None:

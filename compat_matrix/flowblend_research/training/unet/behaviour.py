@@ -27,6 +27,8 @@ from flowblend_compat_matrix.reference.pair import evaluation_captions, load_cla
 from flowblend_compat_matrix.reference.unet.pair import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
 from flowblend_compat_matrix.reference.world import NUM_FRAMES, Caption, caption, render, sample_scene
 
+from ...tables import shown, table
+
 Stills = NDArray[np.float32]
 NUM_PROMPTS = 48
 BATCH = 16
@@ -128,13 +130,8 @@ def fidelity(stills: Stills, reference: Stills) -> dict[str, Any]:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table of the docs page."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    lines = ["| setting | PSNR to LLL, dB | SSIM to LLL | alignment |", "|---|---:|---:|---:|"]
-    lines += [f"| {r.name} | {shown(r.psnr_db, '.1f')} | {shown(r.ssim, '.3f')} | {r.alignment:.3f} |" for r in rows]
-    return "\n".join(lines) + "\n"
+    cells = ((row.name, shown(row.psnr_db), shown(row.ssim, ".3f"), f"{row.alignment:.3f}") for row in rows)
+    return "\n".join(table(("setting", "PSNR to LLL, dB", "SSIM to LLL", "alignment"), cells)) + "\n"
 
 
 def main() -> None:

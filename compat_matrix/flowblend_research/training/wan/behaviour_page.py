@@ -7,6 +7,7 @@ from typing import Any
 
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS
 
+from ...tables import shown, table
 from .denoisers import SAMPLING_SHIFT
 
 EARLY, LATE = 0.4, 0.2
@@ -100,25 +101,20 @@ def check(rows: list[Row]) -> list[Check]:
     ]
 
 
-def _figure(value: float | None, spread: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+_HEADS = ("", "steps L + S", "PSNR, dB", "SSIM", "alignment", "Frechet", "HF error", "flicker", "published WAN")
 
 
-_HEADER = (
-    "| | steps L + S | PSNR, dB | SSIM | alignment | Frechet | HF error | flicker | published WAN |",
-    "|---|---|---|---|---|---|---|---|---|",
-)
-
-
-def _line(row: Row) -> str:
-    psnr = _figure(row.psnr_db, row.psnr_std_db, 1)
+def _cells(row: Row) -> tuple[str, ...]:
     return (
-        f"| {row.name} | {row.num_large_steps} + {row.num_small_steps} | {psnr} "
-        f"| {_figure(row.ssim, row.ssim_std, 2)} | {100 * row.alignment:.1f} % | {row.frechet_distance:.3f} "
-        f"| {_figure(row.high_frequency_error if row.psnr_db is not None else None, None, 3)} | {row.flicker:.4f} "
-        f"| {PUBLISHED.get(row.name, '-')} |"
+        row.name,
+        f"{row.num_large_steps} + {row.num_small_steps}",
+        shown(row.psnr_db, ".1f", row.psnr_std_db),
+        shown(row.ssim, ".2f", row.ssim_std),
+        f"{100 * row.alignment:.1f} %",
+        f"{row.frechet_distance:.3f}",
+        shown(None if row.psnr_db is None else row.high_frequency_error, ".3f"),
+        f"{row.flicker:.4f}",
+        PUBLISHED.get(row.name, "-"),
     )
 
 
@@ -137,16 +133,27 @@ def to_markdown(card: dict[str, Any], rows: list[Row], wans: list[Row], checks: 
         f"careful threshold, which chooses the steps itself. One small forward is {card['small_flops_fraction']:.3f} "
         "of a large one's FLOPs (all products, attention included).",
         "",
-        *_HEADER,
     ]
-    lines += map(_line, rows)
     world = card["world"]
+    real, coded = (
+        (
+            f"{100 * world[f'{what}alignment']:.1f} %",
+            f"{world[f'{what}frechet_distance']:.3f}",
+            "-",
+            f"{world[f'{what}flicker']:.4f}",
+            "",
+        )
+        for what in ("", "codec_")
+    )
+    lines += table(
+        _HEADS,
+        [
+            *map(_cells, rows),
+            ("*world videos*", "", "", "", *real),
+            ("*through the codec*", "", f"{world['codec_psnr_db']:.1f} (to themselves)", "", *coded),
+        ],
+    )
     lines += [
-        f"| *world videos* | | | | {100 * world['alignment']:.1f} % | {world['frechet_distance']:.3f} | - | "
-        f"{world['flicker']:.4f} | |",
-        f"| *through the codec* | | {world['codec_psnr_db']:.1f} (to themselves) | "
-        f"| {100 * world['codec_alignment']:.1f} % | {world['codec_frechet_distance']:.3f} | - "
-        f"| {world['codec_flicker']:.4f} | |",
         "",
         "Alignment is the share of captioned attributes that the classifier finds right; the last two rows, the very "
         "scenes that the captions were written for, are what it and the codec allow at most. The Frechet distance is "
@@ -157,11 +164,10 @@ def to_markdown(card: dict[str, Any], rows: list[Row], wans: list[Row], checks: 
         "",
         "## What was aimed for",
         "",
-        "| aim | found | |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {item.aim} | {item.found} | {'holds' if item.holds else '**does not hold**'} |" for item in checks]
-    lines += [
+        *table(
+            ("aim", "found", ""),
+            ((item.aim, item.found, "holds" if item.holds else "**does not hold**") for item in checks),
+        ),
         "",
         "## At WAN's own settings",
         "",
@@ -169,7 +175,6 @@ def to_markdown(card: dict[str, Any], rows: list[Row], wans: list[Row], checks: 
         f"{WANS_SETTINGS['guidance_scale']:g}, {card['num_prompts'] // 2} of the prompts. Here half the steps cost "
         "next to nothing, which is why the pair is not used at these settings.",
         "",
-        *_HEADER,
-        *map(_line, wans),
+        *table(_HEADS, map(_cells, wans)),
     ]
     return "\n".join([*lines, ""])

@@ -16,6 +16,8 @@ from flowblend_compat_matrix.reference.classifier import AttributeClassifier, sc
 from flowblend_compat_matrix.reference.pair import load_classifier, load_pair
 from flowblend_compat_matrix.reference.world import SHAPES, Scene, Video, render, sample_scene
 
+from ...tables import table
+
 STAGES: dict[str, str] = {
     "codec": "the video codec (AutoencoderKLWan): single frames first, then whole videos, always fresh ones",
     "text": "the text encoder (UMT5EncoderModel): to say what a caption names; frozen afterwards",
@@ -101,12 +103,14 @@ def to_markdown(card: dict[str, Any]) -> str:
         f"{card['num_encoded_videos']} videos, encoded once, with four captions each; everything else saw "
         "fresh videos at every step.",
         "",
-        "| stage | steps | minutes | loss at the end | what |",
-        "|---|---|---|---|---|",
+        *table(
+            ("stage", "steps", "minutes", "loss at the end", "what"),
+            (
+                (name, str(one["steps"]), f"{one['seconds'] / 60.0:.1f}", f"{one['loss']:.4f}", STAGES[name])
+                for name, one in card["stages"].items()
+            ),
+        ),
     ]
-    for name, record in card["stages"].items():
-        minutes = record["seconds"] / 60.0
-        lines.append(f"| {name} | {record['steps']} | {minutes:.1f} | {record['loss']:.4f} | {STAGES[name]} |")
     earlier = {name: record["facts"].get("steps_on_first_world") for name, record in card["stages"].items()}
     if any(earlier.values()):
         started = ", ".join(f"{name} {steps}" for name, steps in earlier.items() if steps)
@@ -123,14 +127,15 @@ def to_markdown(card: dict[str, Any]) -> str:
         f"On {quality['num_videos']} held-out world videos the codec reaches {quality['codec_psnr_db']:.1f} ± "
         f"{quality['codec_psnr_std_db']:.1f} dB. The classifier is right on:",
         "",
-        "| question | world videos | the same through the codec |",
-        "|---|---|---|",
     ]
     through = quality["classifier_accuracy_through_codec"]
-    lines += [
-        f"| {name} | {100 * share:.1f} % | {100 * through[name]:.1f} % |"
-        for name, share in quality["classifier_accuracy"].items()
-    ]
+    lines += table(
+        ("question", "world videos", "the same through the codec"),
+        (
+            (name, f"{100 * share:.1f} %", f"{100 * through[name]:.1f} %")
+            for name, share in quality["classifier_accuracy"].items()
+        ),
+    )
     return "\n".join([*lines, ""])
 
 
