@@ -1,4 +1,4 @@
-"""What this package contributes, through the same door as a stranger's plugin. Importing it is cheap."""
+"""Contributions of this package, through the same door as a stranger's plugin; importing it is cheap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowblend_plugins import PairPreset, hookimpl
 from flowblend_plugins.hookspecs import Metric
 
-from .measuring.metrics import flicker, high_frequency_error, psnr_db, ssim
+from .measuring.metrics import Videos, flicker, high_frequency_error, psnr_db, ssim
 
 if TYPE_CHECKING:  # only the command line needs it
     import typer
@@ -64,8 +64,8 @@ REFERENCE_UNET = PairPreset(
 )
 
 
-def _flicker(video: Any, wanted: Any) -> float:
-    """Of the video alone; the report sets it beside large-only's. Of a still there is none."""
+def _flicker(video: Videos, wanted: Videos) -> float:
+    """Flicker of the video alone, which the report sets beside large-only's; a still has none."""
     del wanted
     return flicker(video) if len(video) >= 3 else math.nan
 

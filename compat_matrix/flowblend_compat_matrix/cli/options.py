@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,6 +25,7 @@ from flowblend_plugins.errors import UsageError
 
 from ..report.gate import FailOn
 from ..results.cells import PAPER_SCHEDULES
+from ..results.json_values import JsonObject
 from ..results.verdicts import QualityBudget
 from .plan import FEW, MANY, MANY_CELLS
 
@@ -154,7 +155,7 @@ class CallOptions:
             )
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> JsonObject:
         """Keyword arguments of the pipeline call that were given."""
         arguments = {
             "num_inference_steps": self.steps,

@@ -1,4 +1,4 @@
-"""Is what was declared of a stack so? Which of its adapters change nothing in it, measured."""
+"""Audit of a declared verdict: which adapters of a stack change nothing in it, measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTHING = "changed nothing: without it the latents are the same, bit for bit."
 
 
 def audit(bench: Bench, cell: CellInProgress, latents: torch.Tensor) -> None:
-    """Of a refused stack that ran well: did all of it run? Of an adapter that was declared inert: is it?
+    """Check a refused stack that ran well for adapters without effect, and adapters declared inert for having one.
 
     Args:
         bench: runs the cell without an adapter.

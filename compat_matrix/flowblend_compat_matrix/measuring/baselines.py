@@ -1,4 +1,4 @@
-"""What a cell is held against: large-only, the schedule without the stack, and the stack without the schedule."""
+"""Baselines of a cell: large-only, the schedule without the stack, and the stack without the schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stack_of(spec: CellSpec) -> CellSpec | None:
 
 
 def baselines_of(spec: CellSpec) -> list[CellSpec]:
-    """What stands between large-only, the baseline of every cell, and this one."""
+    """Baselines between large-only, which every cell has, and this cell."""
     return [baseline for baseline in (blend_of(spec), stack_of(spec)) if baseline is not None]
 
 

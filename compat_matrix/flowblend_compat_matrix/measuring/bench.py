@@ -102,7 +102,7 @@ class Bench:
 
     @property
     def guidance_scale(self) -> float | None:
-        """Of every call: as asked, or the pipeline's own default; ``None`` where it takes none."""
+        """Guidance of every call: as asked, or the pipeline's own default; ``None`` where it takes none."""
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
         return self.call.get("guidance_scale", parameter.default if parameter else None)
 
@@ -156,7 +156,7 @@ class Bench:
     def make_shared(
         self, blend: Blend, spec: CellSpec, sources: Sequence[GeneratedVideos], what: str
     ) -> GeneratedVideos:
-        """The same with FlowBlending on, where only the steps are computed that none of ``sources`` has in common.
+        """Make them with FlowBlending on; only the steps are computed that none of ``sources`` has in common.
 
         Without sources, everything is computed; where the stack does not allow for sharing, that too.
 
@@ -188,7 +188,7 @@ class Bench:
         return made[:, None] if self.makes_stills else made
 
     def _shown(self, output: Any) -> Any:
-        """What a pipeline calls ``frames`` or ``images``, latents or pixels."""
+        """Videos or stills of a pipeline's output, latents or pixels."""
         self.makes_stills = not hasattr(output, "frames")
         return output.images if self.makes_stills else output.frames
 
@@ -217,7 +217,7 @@ class PeakMemory(NamedTuple):
 
 
 def peak_memory() -> PeakMemory:
-    """Of the device's allocator; on a CPU of this process' resident set, where Linux tells."""
+    """Peak of the device's allocator; on a CPU of this process' resident set, where Linux tells."""
     if torch.cuda.is_available():
         return PeakMemory(torch.cuda.max_memory_allocated() / 2**20, "device")
     with contextlib.suppress(OSError, StopIteration):

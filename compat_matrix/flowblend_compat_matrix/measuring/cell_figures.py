@@ -1,4 +1,4 @@
-"""From what was measured of a cell to its figures and its observed verdict."""
+"""Figures of a cell and its observed verdict, from everything that was measured of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def judge_cell(
     judge: Judge | None,
     budget: QualityBudget,
 ) -> None:
-    """Hold a cell against its baselines, and conclude.
+    """Compare a cell with its baselines, and conclude.
 
     Args:
         cell: has run to its end.

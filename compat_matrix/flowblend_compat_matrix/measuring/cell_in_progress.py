@@ -49,7 +49,7 @@ class CellInProgress:
 
     @contextlib.contextmanager
     def capture_errors(self) -> Iterator[None]:
-        """What is raised in here is the cell's result, and the time is the cell's; only an interruption passes."""
+        """Turn an error that is raised in here into the cell's result; only an interruption passes through."""
         result, started = self.result, time.perf_counter()
         try:
             yield

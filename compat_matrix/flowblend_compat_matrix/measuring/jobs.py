@@ -1,20 +1,20 @@
-"""What an executor is given to do, and what comes back from a worker: values that can be pickled, nothing loaded."""
+"""Jobs for workers, and the messages that come back: values that can be pickled, nothing loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..results.cells import CellSpec
+from ..results.json_values import JsonObject
 from ..results.matrix_results import CellResult, PairRecord
 from ..results.verdicts import QualityBudget
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairJob:
-    """How a worker loads a pair, and what it calls the pipeline with.
+    """Instructions to load a pair, and the arguments its pipeline is called with.
 
     Attributes:
         name: as results name it.
@@ -36,7 +36,7 @@ class PairJob:
     num_prompts: int = 1
     num_seeds: int = 1
     seed: int = 0
-    call: Mapping[str, Any] = field(default_factory=dict)
+    call: JsonObject = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
     early: float
     late: float
@@ -44,7 +44,7 @@ class PairJob:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What holds for every cell of a run.
+    """Settings that every cell of a run shares.
 
     Attributes:
         pairs: what cells name.
@@ -106,7 +106,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished cell.
+    """A finished cell, with its files.
 
     Attributes:
         result: with every figure; its ``videos`` name the files below.

@@ -1,20 +1,20 @@
-"""From what was seen to the figures of a cell: times, forwards, FLOPs and metrics over the prompts."""
+"""Figures of a cell: times, forwards, FLOPs and metrics over the prompts."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flowblend_plugins.errors import FlopCountError
 from flowblend_plugins.hookspecs import Metric
 from flowblend_plugins.trace.trace import Generation, GenerationFlops, Trace
 
-from ..results.cell_result import UNNAMED_BRANCH
+from ..results.cell_result import UNNAMED_BRANCH, TimelineRow
 from ..results.cells import CellSpec
 from ..results.matrix_results import BaselineResult, CellResult
 from .bench import Timed, Videos
@@ -24,7 +24,7 @@ from .prompts import Judge
 
 @dataclass
 class Times:
-    """Of every cell and baseline, in the order of the rounds: milliseconds, and the latents of every generation."""
+    """Times of every cell and baseline in the order of the rounds, in ms, and the latents of every generation."""
 
     ms: dict[CellSpec | None, list[float]] = field(default_factory=lambda: defaultdict(list))
     latents: dict[CellSpec | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -53,12 +53,12 @@ def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None
         result.stacking_efficiency = float(np.median(blend * stack / (cell * large)))
 
 
-def _median_and_range(values: Any) -> tuple[float, list[float]]:
+def _median_and_range(values: NDArray[np.float64]) -> tuple[float, list[float]]:
     return float(np.median(values)), [float(values.min()), float(values.max())]
 
 
 def describe_generation(generation: Generation, result: CellResult) -> None:
-    """Which forwards were made, in total, by denoiser, stage and branch, and step by step."""
+    """Count the forwards in total, by denoiser, stage and branch, and list them step by step."""
     computed = Counter(call.step.denoiser for call in generation.calls if call.has_run)
     answered = Counter(call.outcome for call in generation.calls if not call.has_run)
     result.num_large_forwards, result.num_small_forwards = computed["L"], computed["S"]
@@ -73,8 +73,8 @@ def describe_generation(generation: Generation, result: CellResult) -> None:
     result.timeline = _timeline(generation)
 
 
-def _timeline(generation: Generation) -> list[dict[str, Any]]:
-    steps: dict[int, dict[str, Any]] = {}
+def _timeline(generation: Generation) -> list[TimelineRow]:
+    steps: dict[int, TimelineRow] = {}
     for call in generation.calls:
         if call.is_extra:
             continue
@@ -93,7 +93,7 @@ def _timeline(generation: Generation) -> list[dict[str, Any]]:
 
 
 def count_flops(trace: Trace) -> GenerationFlops | None:
-    """Of the last generation; ``None`` where they cannot be counted from shapes alone."""
+    """FLOPs of the last generation; ``None`` where they cannot be counted from shapes alone."""
     try:
         return trace.flops()
     except FlopCountError:

@@ -1,4 +1,4 @@
-"""How far one video is from another, and how good a set of videos is. Videos are float32 in 0..1.
+"""Distances between two videos, and the quality of a set of them; videos are float32 in 0..1.
 
 Every function takes one video ``[F, H, W, 3]`` or a batch ``[N, F, H, W, 3]`` and gives one number.
 """
@@ -69,7 +69,7 @@ def _detail(videos: Videos) -> NDArray[np.float64]:
 
 
 def high_frequency_error(a: Videos, reference: Videos) -> float:
-    """How far the strength of fine detail is from the reference's, place by place; relative, 0 for equal videos.
+    """Difference in the strength of fine detail, place by place; relative to the reference, 0 for equal videos.
 
     It compares strength, not pixels: a texture that has moved by a pixel counts for little, one that is smeared away
     or an artefact that was not there counts in full.

@@ -35,7 +35,7 @@ class Judge(Protocol):
         ...
 
     def frechet_distance(self, videos: NDArray[np.float32]) -> float | None:
-        """To real videos; ``None`` where there is none to be had."""
+        """Frechet distance to real videos; ``None`` where there is none to be had."""
         ...
 
 
@@ -88,7 +88,7 @@ class AttributeJudge:
         return self._classifier.alignment(videos, self._attributes)
 
     def frechet_distance(self, videos: NDArray[np.float32]) -> float | None:
-        """To real videos of the world; ``None`` of one video, which has no spread, and of stills."""
+        """Distance to real videos of the world; ``None`` of one video, which has no spread, and of stills."""
         if self._world is None or len(videos) < 2:
             return None
         return frechet_distance(self._classifier.features(videos), self._world)
@@ -117,7 +117,7 @@ def own_prompts(preset: PairPreset | None, num_prompts: int, num_seeds: int = 1,
 
 
 def check_num_prompts(preset: PairPreset | None, count: int | None, default: int) -> int:
-    """How many of a pair's own prompts are shown, without loading anything.
+    """Number of a pair's own prompts that are shown, told without loading anything.
 
     Raises:
         UsageError: it has none, or fewer than ``count``.

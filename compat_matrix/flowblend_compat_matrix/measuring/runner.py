@@ -1,4 +1,4 @@
-"""Measuring the cells of a matrix, each beside its baselines, in one process.
+"""Measure the cells of a matrix, each beside its baselines, in one process.
 
 The cells of a few stacks are measured together, in three rounds of work: their videos, for which those of one stack
 share the steps that their schedules have in common, and one whole generation after them; rounds of timed generations,
@@ -79,14 +79,14 @@ class MatrixRunner:
         self._warm: set[CellSpec] = set()
 
     def measure_baseline(self) -> PairBaselines:
-        """Either denoiser alone. Raises ``FlowBlendError`` where large-only does not repeat itself."""
+        """Measure either denoiser of the pair alone. Raises ``FlowBlendError`` where large-only varies."""
         baseline = measure_baseline(self._bench, self._pair_name, self._metrics)
         assert baseline.large.num_forwards is not None
         self._num_calls[None] = baseline.large.num_forwards
         return baseline
 
     def measure(self, spec: CellSpec, baseline: PairBaselines) -> Measured:
-        """One cell. Whatever it raises is its own result; only an interruption passes through."""
+        """Measure one cell by itself. Whatever it raises is its own result; only an interruption passes through."""
         return next(found for found in self.measure_together([spec], baseline) if isinstance(found, Measured))
 
     def measure_together(self, specs: Sequence[CellSpec], baseline: PairBaselines) -> Iterator[Began | Measured]:
@@ -192,7 +192,7 @@ class MatrixRunner:
             declared.refuse_if_it_must()
 
     def _make(self, cell: CellInProgress, blend: Blend, done: Sequence[GeneratedVideos]) -> GeneratedVideos:
-        """The cell's videos."""
+        """Make the videos of a cell."""
         bench, spec, result = self._bench, cell.spec, cell.result
         started = time.perf_counter()
         forget_peak_memory()

@@ -71,7 +71,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, videos: NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        """What `forward` gives, from one video ``[F, H, W, 3]`` or several, in batches."""
+        """Output of `forward` from one video ``[F, H, W, 3]`` or several, in batches."""
         if videos.ndim == 4:
             videos = videos[None]
         if videos.ndim != 5 or videos.shape[-1] != 3:
@@ -88,7 +88,7 @@ class AttributeClassifier(nn.Module):
         return self.predict(videos)["features"].double().numpy()
 
     def judge(self, videos: NDArray[np.float32], attributes: Sequence[Sequence[Attribute]]) -> list[list[bool]]:
-        """For each video and each attribute that its caption names, whether it is right.
+        """Say of each attribute that a video's caption names whether it is right.
 
         What is said of a shape that is not there is wrong.
         """

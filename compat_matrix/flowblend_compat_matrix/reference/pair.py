@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from numpy.typing import NDArray
 
+from ..results.json_values import JsonObject
 from .classifier import AttributeClassifier
 from .world import NUM_FRAMES, SIZE, Caption, caption, render, sample_scene
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-CALL_DEFAULTS: dict[str, Any] = {
+CALL_DEFAULTS: JsonObject = {
     "height": SIZE,
     "width": SIZE,
     "num_frames": NUM_FRAMES,

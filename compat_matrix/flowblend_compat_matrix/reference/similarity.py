@@ -1,4 +1,4 @@
-"""How alike two videos of the embedded pairs are, to the classifier that was trained on their world."""
+"""Similarity of two videos of the embedded pairs to the classifier that was trained on their world."""
 
 from __future__ import annotations
 

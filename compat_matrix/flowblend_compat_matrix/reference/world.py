@@ -11,13 +11,15 @@ Everything follows from a `numpy.random.Generator`; the same seed gives the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Video = NDArray[np.float32]
 """``[frames, height, width, 3]``, RGB in 0..1."""
+
+Field = NDArray[np.floating]
+"""A number for every pixel of every frame."""
 
 SIZE = 64
 NUM_FRAMES = 9
@@ -62,7 +64,7 @@ MIN_VISIBLE_FRACTION = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One object. Lengths in pixels, speed in pixels per frame, angles in radians, phases in 0..1."""
+    """One object of a scene. Lengths in pixels, speed in pixels per frame, angles in radians, phases in 0..1."""
 
     shape: str
     colour: str
@@ -77,7 +79,7 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """What lies behind the objects: two dark, weakly saturated colours in a pattern, panning by ``pan`` a frame."""
+    """Background behind the objects: two dark, weakly saturated colours in a pattern, panning by ``pan`` a frame."""
 
     kind: str
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -169,7 +171,7 @@ def _grid(step: int = 1) -> tuple[Video, Video]:
     return x[None], y[None]
 
 
-def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -> tuple[Field, Field]:
     """Coordinates from the object's centre, ``[F, H, W]`` pixels."""
     direction_x, direction_y = MOTIONS[item.motion]
     moved = (frames - (NUM_FRAMES - 1) / 2.0)[:, None, None] * np.float32(item.speed)
@@ -178,7 +180,7 @@ def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -
     return dx, dy
 
 
-def _distance(item: SceneObject, u: Video, v: Video) -> NDArray[Any]:
+def _distance(item: SceneObject, u: Video, v: Video) -> Field:
     """Signed distance to the shape's edge in pixels (a bound where exactness costs more), negative inside."""
     r = item.radius
     if item.shape == "circle":
@@ -197,7 +199,7 @@ def _distance(item: SceneObject, u: Video, v: Video) -> NDArray[Any]:
     raise ValueError(f"no shape is called {item.shape!r}; there are {', '.join(SHAPES)}")
 
 
-def _coverage(distance: NDArray[Any]) -> NDArray[Any]:
+def _coverage(distance: Field) -> Field:
     """Anti-aliased share of a pixel that lies inside."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
@@ -208,8 +210,8 @@ def _wave(position: Video, period: float, phase: float) -> Video:
     return np.clip(np.sin(angle) * np.float32(period / np.pi), -1.0, 1.0)
 
 
-def _dark_fraction(item: SceneObject, u: Video, v: Video) -> NDArray[Any] | np.float32:
-    """How much of a pixel carries the texture's dark ink."""
+def _dark_fraction(item: SceneObject, u: Video, v: Video) -> Field | np.float32:
+    """Share of a pixel that carries the texture's dark ink."""
     if item.texture == "plain":
         return np.float32(0.0)
     cos, sin = np.float32(np.cos(item.texture_angle)), np.float32(np.sin(item.texture_angle))
@@ -223,7 +225,7 @@ def _dark_fraction(item: SceneObject, u: Video, v: Video) -> NDArray[Any] | np.f
 
 
 def visible_fractions(scene: Scene) -> list[float]:
-    """For each object the share of its full area that is in the picture and not covered, over the whole video."""
+    """Share of each object's full area that is in the picture and not covered, over the whole video."""
     x, y = _grid(2)
     frames = np.array([0, (NUM_FRAMES - 1) / 2, NUM_FRAMES - 1], dtype=np.float32)
     masks = [_distance(item, *_local(item, x, y, frames)) < 0 for item in scene.objects]
@@ -237,7 +239,7 @@ def visible_fractions(scene: Scene) -> list[float]:
     return fractions
 
 
-def _render_background(background: Background, x: Video, y: Video, frames: NDArray[np.float32]) -> NDArray[Any]:
+def _render_background(background: Background, x: Video, y: Video, frames: NDArray[np.float32]) -> Field:
     u = x - frames[:, None, None] * np.float32(background.pan[0])
     v = y - frames[:, None, None] * np.float32(background.pan[1])
     cos, sin = np.float32(np.cos(background.angle)), np.float32(np.sin(background.angle))

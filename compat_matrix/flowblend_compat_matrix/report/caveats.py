@@ -1,4 +1,4 @@
-"""What a reader must know before quoting a figure of the report."""
+"""Caveats that a reader must know before quoting a figure of the report."""
 
 from __future__ import annotations
 

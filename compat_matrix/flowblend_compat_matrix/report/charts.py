@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Margins(NamedTuple):
-    """Around every plot."""
+    """Margins around every plot, in its units."""
 
     left: float
     right: float
@@ -77,7 +77,7 @@ class Chart:
 
 @dataclass
 class Scatter(Chart):
-    """Speed-up against fidelity. ``band_y`` is the line on which bit-exact cells stand."""
+    """Chart of speed-up against fidelity. ``band_y`` is the line on which bit-exact cells stand."""
 
     points: list[Point] = field(default_factory=list)
     front: str = ""
@@ -110,7 +110,7 @@ class LineChart(Chart):
 
 
 class Marked(NamedTuple):
-    """What a scatter shows of one cell; ``fidelity`` is infinite where the cell is bit-exact."""
+    """One cell as a scatter shows it; ``fidelity`` is infinite where the cell is bit-exact."""
 
     label: str
     kind: str
@@ -126,7 +126,7 @@ OFF_FRONT = ("broken", "inert")
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those points that no other reaches in both coordinates (larger is better), by falling first coordinate."""
+    """Keep the points that no other reaches in both coordinates (larger is better), by falling first coordinate."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):
         if not front or y > front[-1][1]:
@@ -220,12 +220,12 @@ def line_chart(
 
 
 def to_x(value: float, low: float, high: float) -> float:
-    """Where a value stands across the plot, whose ends are ``low`` and ``high``."""
+    """Place of a value across the plot, whose ends are ``low`` and ``high``."""
     return MARGINS.left + (value - low) / (high - low) * (WIDTH - MARGINS.left - MARGINS.right)
 
 
 def to_y(value: float, low: float, high: float, top: float, bottom: float) -> float:
-    """Where a value stands between ``bottom`` and ``top``, larger ones further up."""
+    """Place of a value between ``bottom`` and ``top``, larger ones further up."""
     return bottom - (value - low) / (high - low) * (bottom - top)
 
 
@@ -242,12 +242,12 @@ def ticks(low: float, high: float, count: int) -> tuple[list[float], float, floa
 
 
 def ratio_to_x(value: float, low: float, high: float) -> float:
-    """As :func:`to_x`, of a ratio: twice as much is as far anywhere."""
+    """Place of a ratio across the plot, as :func:`to_x`: twice as much is as far anywhere."""
     return to_x(math.log(value), math.log(low), math.log(high))
 
 
 def ratio_to_y(value: float, low: float, high: float, top: float, bottom: float) -> float:
-    """As :func:`to_y`, of a ratio."""
+    """Place of a ratio from the bottom, as :func:`to_y`."""
     return to_y(math.log(value), math.log(low), math.log(high), top, bottom)
 
 

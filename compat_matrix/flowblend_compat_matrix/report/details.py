@@ -1,12 +1,13 @@
-"""What the page shows of a cell once it is opened: reasons, timeline and numbers, as its script reads them."""
+"""Details of a cell for the page's script: reasons, timeline and numbers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..results.cell_result import UNNAMED_BRANCH
+from ..results.json_values import JsonObject
 from ..results.matrix_results import BaselineResult, CellResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
 
@@ -28,15 +29,15 @@ class Once:
         self._places: dict[Hashable, int] = {}
 
     def place(self, thing: Hashable) -> int:
-        """Where it stands; it is added if it is new."""
+        """Place of a thing, which is added if it is new."""
         return self._places.setdefault(thing, len(self._places))
 
     @property
-    def things(self) -> list[Any]:
+    def things(self) -> list[Hashable]:
         return list(self._places)
 
 
-def json_for_script(value: Any) -> str:
+def json_for_script(value: object) -> str:
     """JSON that is safe inside ``<script>``: nothing in it can end the element, begin a comment or end a line."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -44,7 +45,7 @@ def json_for_script(value: Any) -> str:
     return text
 
 
-def page_data(matrix: Matrix) -> dict[str, Any]:
+def page_data(matrix: Matrix) -> JsonObject:
     """Every pair and every cell; cells in the order of the matrix, which is how the page's cells name them.
 
     Reasons and timelines of cells are places in ``texts`` and ``timelines``.
@@ -63,7 +64,7 @@ def page_data(matrix: Matrix) -> dict[str, Any]:
 
 
 def number_labels(metrics: Iterable[str]) -> list[str]:
-    """What the numbers of :func:`cell_numbers` and of the baselines are, in their order."""
+    """Names of the numbers of :func:`cell_numbers` and of the baselines, in their order."""
     return [
         "speed-up over large-only",
         "over the schedule alone",
@@ -111,7 +112,7 @@ def cell_numbers(cell: CellResult, metrics: Sequence[str]) -> list[Number]:
 def _baseline_numbers(
     baseline: BaselineResult, is_large: bool, large: BaselineResult, metrics: list[str]
 ) -> list[Number]:
-    """The same of either denoiser alone; FLOPs of large-only are the whole, as a count."""
+    """Figures of either denoiser alone, in that order; FLOPs of large-only are the whole, as a count."""
     nothing, num = Number(NOT_MEASURED), baseline.num_forwards
     if is_large:
         full, linear = Number(flops(baseline.full_flops)), Number(flops(baseline.linear_flops))
@@ -136,7 +137,7 @@ def _baseline_numbers(
     ]
 
 
-def _pair(pair: PairRecord, metrics: list[str]) -> dict[str, Any]:
+def _pair(pair: PairRecord, metrics: list[str]) -> JsonObject:
     return {
         "makes": pair.makes,
         "fps": pair.fps,
@@ -148,7 +149,7 @@ def _pair(pair: PairRecord, metrics: list[str]) -> dict[str, Any]:
     }
 
 
-def _cell(cell: CellResult, metrics: list[str], texts: Once, timelines: Once) -> dict[str, Any]:
+def _cell(cell: CellResult, metrics: list[str], texts: Once, timelines: Once) -> JsonObject:
     return {
         "id": cell.id,
         "pair": cell.pair,
@@ -174,7 +175,7 @@ def adapter_names(cell: CellResult) -> list[str]:
 
 
 class Timeline(NamedTuple):
-    """Who answered when.
+    """Denoisers that answered, step by step.
 
     Attributes:
         stages: name and number of steps.
@@ -187,7 +188,7 @@ class Timeline(NamedTuple):
 
 
 def timeline(cell: CellResult) -> Timeline:
-    """What is drawn of ``cell.timeline``."""
+    """Lanes that are drawn of ``cell.timeline``."""
     rows = cell.timeline
     stages: list[tuple[str, int]] = []
     for row in rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..results.diff import Change, MatrixDiff
 
 
@@ -44,7 +42,7 @@ def _row(change: Change) -> tuple[str, ...]:
     return f"{change.pair}: {change.cell}", change.what, _text(change.old), _text(change.new), noise
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ def figure(value: float | None, digits: int = 2) -> str:
 
 
 def times(value: float | None) -> str:
-    """A ratio."""
+    """A ratio with two decimals."""
     return NOT_MEASURED if value is None else f"{value:.2f}×"
 
 

@@ -1,4 +1,4 @@
-"""What makes a run fail, for people who let a machine decide: the cells at fault, each with what is wrong."""
+"""Gate of a run, for people who let a machine decide: the cells that make it fail, each with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_CODE = 3
 
 
 class FailOn(str, enum.Enum):
-    """What a run may not hold. What an expectation foresees is none of these."""
+    """Outcomes that make the run fail, unless an expectation covers them."""
 
     DEGRADED = "degraded"
     BROKEN = "broken"

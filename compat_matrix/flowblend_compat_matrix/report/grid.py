@@ -20,14 +20,14 @@ class GridRow(NamedTuple):
 
 
 class GridGroup(NamedTuple):
-    """Rows of one kind."""
+    """Rows of one kind of stack."""
 
     title: str
     rows: list[GridRow]
 
 
 class Grid(NamedTuple):
-    """The verdict grid."""
+    """Verdicts of stacks on schedules, as a grid."""
 
     schedules: list[str]
     groups: list[GridGroup]

@@ -77,7 +77,7 @@ def _pair(matrix: Matrix, pair: PairRecord, cells: list[CellResult]) -> list[str
 
 
 def _caveats(matrix: Matrix) -> list[str]:
-    """What holds for all pairs once; the rest with the pair that it is about."""
+    """Caveats that hold for all pairs once, the rest with the pair that they are about."""
     said = {pair.name: caveats(matrix, pair) for pair in matrix.run.pairs}
     shared = [one for one in next(iter(said.values()), []) if all(one in others for others in said.values())]
     lines = [f"- {escape(one)}" for one in shared]
@@ -87,7 +87,7 @@ def _caveats(matrix: Matrix) -> list[str]:
 
 
 def _counts(cells: Sequence[CellResult]) -> list[str]:
-    """Declared down, observed across."""
+    """Counts of cells, declared verdicts down and observed ones across."""
     observed = [name for name in VERDICT_MARKS if any(cell.observed == name for cell in cells)]
     num = Counter((cell.declared, cell.observed) for cell in cells)
     declared = [name for name in (*DECLARED_MARKS, None) if any(cell.declared == name for cell in cells)]
@@ -125,7 +125,7 @@ def _because(title: str, intro: str, cells: Sequence[CellResult], schedules: lis
 
 
 def _expected(cells: Sequence[CellResult], schedules: list[str]) -> list[str]:
-    """What is not as declared: where an expectation says why, its reason."""
+    """Cells that are not as declared, with the reason where an expectation gives one."""
     lines: list[str] = []
     surprises = [cell for cell in cells if cell.surprise]
     if surprises:

@@ -13,6 +13,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """As text within a line: no mark-up, no HTML, no line breaks, no mention of anybody."""
+    """Escape text for use within a line: no mark-up, no HTML, no line breaks, no mention of anybody."""
     text = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
     return re.sub(r"([\\`*_|\[\]~@#])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""Which videos the page holds: all of them, if they fit; otherwise those that a reader asks for first."""
+"""Videos that the page holds: all of them, if they fit; otherwise those that a reader asks for first."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ..results.matrix_results import CellResult, Matrix
+from ..results.json_values import JsonObject
+from ..results.matrix_results import BaselineResult, CellResult, Matrix
 from .charts import OFF_FRONT, pareto_front
 
 _MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
@@ -31,8 +31,8 @@ class Media:
     index: dict[str, int]
     left_out: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As the page's script reads it."""
+    def to_dict(self) -> JsonObject:
+        """Values as the page's script reads them."""
         return {"contents": self.contents, "index": self.index, "leftOut": self.left_out}
 
 
@@ -86,7 +86,7 @@ def by_relevance(matrix: Matrix) -> Iterator[str]:
                 yield videos[prompt]
 
 
-def _baselines(matrix: Matrix) -> Iterator[Any]:
+def _baselines(matrix: Matrix) -> Iterator[BaselineResult]:
     for pair in matrix.run.pairs:
         yield from (pair.large_only, pair.small_only)
 

@@ -1,4 +1,4 @@
-"""What the tables say of a pair, whether in Markdown or in the terminal: one line for each cell, stack or reason."""
+"""Lines of the tables on a pair, in Markdown and in the terminal: one for each cell, stack or reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report shows, worked out before the template sees it."""
+"""Contents of the report, worked out before the template sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found of one cell, and of either denoiser alone, as ``matrix.json`` keeps it.
+"""Results of one cell, and of either denoiser alone, as ``matrix.json`` keeps them.
 
 Numbers that do not exist are ``None``, never 0: the PSNR of two equal videos is infinite, so ``psnr_db`` is ``None``
 where ``is_identical_to_large`` is true, and everything is ``None`` in a cell that was refused.
@@ -7,15 +7,37 @@ where ``is_identical_to_large`` is true, and everything is ``None`` in a cell th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 UNNAMED_BRANCH = "unnamed"
 """In a timeline: a call that is for every guidance branch at once, or whose pipeline does not say which."""
 
 
+class ForwardsRow(TypedDict):
+    """Number of denoiser calls of one kind; ``outcome`` is what was done in them."""
+
+    denoiser: str
+    stage: str
+    branch: str | None
+    outcome: str
+    num: int
+
+
+class TimelineRow(TypedDict):
+    """One step: its denoiser, its stage, and what was done for each guidance branch."""
+
+    step_index: int
+    sigma: float | None
+    denoiser: str
+    stage: str
+    outcomes: dict[str, str]
+
+
 @dataclass(kw_only=True)
 class CellResult:
-    """What was found of one cell. Ranges are (lowest, highest) over the timed repeats, ``…_std`` over the prompts.
+    """Everything that was found of one cell.
+
+    Ranges are (lowest, highest) over the timed repeats, ``…_std`` is over the prompts.
 
     Attributes:
         id, pair, schedule, adapters: what was run.
@@ -80,8 +102,8 @@ class CellResult:
     num_small_forwards: int | None = None
     num_reused_forwards: int | None = None
     num_predicted_forwards: int | None = None
-    forwards: list[dict[str, Any]] = field(default_factory=list)
-    timeline: list[dict[str, Any]] = field(default_factory=list)
+    forwards: list[ForwardsRow] = field(default_factory=list)
+    timeline: list[TimelineRow] = field(default_factory=list)
     psnr_db: float | None = None
     psnr_db_std: float | None = None
     ssim: float | None = None

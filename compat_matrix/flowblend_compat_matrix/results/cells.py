@@ -1,4 +1,4 @@
-"""What the matrix is made of: one cell for each stage schedule and stack of adapters."""
+"""Cells of the matrix: one for each stage schedule and stack of adapters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CellSpec:
 
     @property
     def id(self) -> str:
-        """What people call the cell: ``"LSL"``, ``"LSL + unipc(num_inference_steps=25)"``."""
+        """Name of the cell for people: ``"LSL"``, ``"LSL + unipc(num_inference_steps=25)"``."""
         return " + ".join((self.schedule.text, *self.stack))
 
     @property

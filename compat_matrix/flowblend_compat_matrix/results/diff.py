@@ -1,12 +1,12 @@
-"""What changed between two runs: verdicts, and figures that moved by more than noise."""
+"""Difference of two runs: verdicts that changed, and figures that moved by more than noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from .json_values import JsonObject
 from .matrix_results import CellResult, Matrix
 
 _MIN_SPEED_CHANGE = 0.05
@@ -32,8 +32,8 @@ class Change:
     pair: str
     cell: str
     what: str
-    old: Any
-    new: Any
+    old: object
+    new: object
     noise: float | None = None
 
     @property
@@ -43,7 +43,7 @@ class Change:
 
 @dataclass
 class MatrixDiff:
-    """Everything that changed.
+    """Everything that changed between two runs.
 
     Attributes:
         changes: of cells that are in both.
@@ -55,7 +55,7 @@ class MatrixDiff:
     changes: list[Change] = field(default_factory=list)
     added: list[tuple[str, str]] = field(default_factory=list)
     removed: list[tuple[str, str]] = field(default_factory=list)
-    environment: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    environment: dict[str, tuple[object, object]] = field(default_factory=dict)
     num_compared: int = 0
 
     @property
@@ -63,8 +63,8 @@ class MatrixDiff:
         """Whether no verdict and no figure changed and the cells are the same; the environment may differ."""
         return not (self.changes or self.added or self.removed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+    def to_dict(self) -> JsonObject:
+        """Values as JSON takes them."""
         return asdict(self)
 
 
@@ -90,7 +90,7 @@ def compare_matrices(old: Matrix, new: Matrix) -> MatrixDiff:
 
 
 def _num_drawn(old: Matrix, new: Matrix, pair: str) -> int | None:
-    """How many videos each figure is a mean of; ``None`` where both runs made the same ones."""
+    """Number of videos that each figure is a mean of; ``None`` where both runs made the same ones."""
     records = [record for matrix in (old, new) for record in matrix.run.pairs if record.name == pair]
     first, last = records[0], records[-1]
     if (first.prompts, first.seeds, first.call) == (last.prompts, last.seeds, last.call):
@@ -98,7 +98,7 @@ def _num_drawn(old: Matrix, new: Matrix, pair: str) -> int | None:
     return min(len(first.prompts), len(last.prompts))
 
 
-def _environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _environment_changes(old: JsonObject, new: JsonObject) -> dict[str, tuple[object, object]]:
     names = [name for name in dict.fromkeys([*old, *new]) if name not in ("date", "load_average")]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 

@@ -1,4 +1,4 @@
-"""Where a run was made: what a reader needs to judge its timings."""
+"""Environment of a run: software and machine, which a reader needs to judge its timings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 
 from flowblend_plugins.manager import FlowblendPluginManager, make_plugin_manager
 
+from .json_values import JsonObject
+
 ALWAYS_THERE = ("flowblend-plugins", "torch", "diffusers", "transformers")
 USED_BY_ADAPTERS = ("cache-dit", "DeepCache", "peft")
 
 
-def describe_environment(
-    manager: FlowblendPluginManager | None = None, num_threads: int | None = None
-) -> dict[str, Any]:
+def describe_environment(manager: FlowblendPluginManager | None = None, num_threads: int | None = None) -> JsonObject:
     """Versions, plugins, machine and threads of a worker (``None``: torch's choice), as plain JSON values."""
     manager = manager or make_plugin_manager()
     plugins = {name: origin for name, origin in manager.origins.items() if origin.distribution is not None}
@@ -47,7 +47,7 @@ def _installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _distributions_of_adapters(manager: FlowblendPluginManager) -> Iterator[tuple[str, str]]:
-    """Which distribution each adapter comes from; one that was passed as an object has none."""
+    """Distribution that each adapter comes from; one that was passed as an object has none."""
     for implementation in manager.hook.flowblend_register_adapters.get_hookimpls():
         origin = manager.origin(implementation.plugin)
         given: Any = implementation.function()

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.contract.spec import read_spec
 from flowblend_plugins.errors import AdapterError, UsageError
 
+from .json_values import JsonObject
 from .matrix_results import CellResult
 from .verdicts import Observed, agrees
 
@@ -33,7 +33,7 @@ STALE_EXPECTATION = "stale_expectation"
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """One entry.
+    """One known outcome, with its reason.
 
     Attributes:
         pairs, schedules: names and texts that it is about; empty for all.
@@ -104,12 +104,12 @@ def read_expectations(path: Path) -> list[Expectation]:
 
 
 def shipped_expectations(pairs: Collection[str]) -> list[Expectation]:
-    """What is known of these embedded pairs, which must be run at their own operating point."""
+    """Known outcomes of these embedded pairs, which must be run at their own operating point."""
     about = ((entry, entry.pairs & frozenset(pairs)) for entry in read_expectations(SHIPPED))
     return [replace(entry, pairs=common) for entry, common in about if common]
 
 
-def _read_entry(entry: dict[str, Any], path: Path, number: int) -> Expectation:
+def _read_entry(entry: JsonObject, path: Path, number: int) -> Expectation:
     def wrong(what: str) -> UsageError:
         return UsageError(f"--expectations {path}: entry {number}: {what}")
 

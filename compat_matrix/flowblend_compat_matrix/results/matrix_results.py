@@ -6,11 +6,11 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
 from .cell_result import BaselineResult, CellResult
+from .json_values import JsonObject
 
 __all__ = [
     "API_VERSION",
@@ -49,20 +49,20 @@ class PairRecord:
     makes: str
     prompts: list[str]
     seeds: list[int]
-    call: dict[str, Any]
+    call: JsonObject
     early: float
     late: float
     boundary_steps: list[int] | None = None
     judge: str | None = None
     fps: float | None = None
-    divergence: list[dict[str, Any]] = field(default_factory=list)
+    divergence: list[JsonObject] = field(default_factory=list)
     large_only: BaselineResult = field(default_factory=BaselineResult)
     small_only: BaselineResult = field(default_factory=BaselineResult)
 
 
 @dataclass(kw_only=True)
 class WorkRecord:
-    """What the run cost, and what it would have cost with nothing shared.
+    """Cost of the run, and of the same run with nothing shared.
 
     A forward is one denoiser call for one video: a call on a batch of eight is eight forwards.
 
@@ -86,7 +86,7 @@ class WorkRecord:
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """What was asked of the whole run.
+    """Settings that were asked of the whole run.
 
     Attributes:
         command: as typed.
@@ -120,9 +120,9 @@ class RunRecord:
 
 @dataclass(kw_only=True)
 class Matrix:
-    """A whole run."""
+    """Results of a whole run, and its environment."""
 
-    environment: dict[str, Any]
+    environment: JsonObject
     run: RunRecord
     cells: list[CellResult] = field(default_factory=list)
 
@@ -134,13 +134,13 @@ class Matrix:
     def is_complete(self) -> bool:
         return len(self.cells) == self.run.num_planned
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+    def to_dict(self) -> JsonObject:
+        """Values as JSON takes them."""
         return {"api_version": API_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_dict(cls, value: Any) -> Matrix:
-        """What :meth:`to_dict` gave.
+    def from_dict(cls, value: JsonObject) -> Matrix:
+        """Read the values that :meth:`to_dict` gave.
 
         Raises:
             FlowBlendError: another version, or fields that are missing or unknown.
@@ -166,8 +166,8 @@ class Matrix:
             ) from error
 
 
-def _read_pair(value: dict[str, Any]) -> PairRecord:
-    baselines: dict[str, Any] = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
+def _read_pair(value: JsonObject) -> PairRecord:
+    baselines: JsonObject = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
     return PairRecord(**(value | baselines))
 
 

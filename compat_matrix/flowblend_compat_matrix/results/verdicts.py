@@ -1,4 +1,4 @@
-"""The observed verdict on a cell: what was seen, held against what must be so and against the quality budget."""
+"""The observed verdict on a cell, from what was seen of it and from the quality budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Observed(str, enum.Enum):
-    """What became of a cell.
+    """Outcome of a cell as it was observed.
 
     ``pass`` within the budget; ``degraded`` below it; ``inert`` changed nothing; ``refused`` on purpose, with a
     reason; ``broken`` raised, or left state behind; ``skipped`` for want of an optional dependency.
@@ -24,7 +24,7 @@ class Observed(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class QualityBudget:
-    """How far a cell may be from large-only at the same seeds, and how slow, before it counts as degraded.
+    """Bounds on fidelity to large-only at the same seeds, and on speed, below which a cell is degraded.
 
     20 dB and .75 lie between the published WAN clips of FlowBlending, LSL at 21.7-23.9 dB and .82-.84 and the small
     model alone at 10-12 dB. .96 is the share of similarity that the paper lets a schedule keep.
@@ -62,7 +62,7 @@ def agrees(declared: str | None, observed: str | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a cell that ran to its end showed. ``None`` is what could not be measured.
+    """Facts about a cell that ran to its end. ``None`` is what could not be measured.
 
     Attributes:
         is_large_alone: the cell is large-only under the router, so it must change nothing.

@@ -57,7 +57,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_matrix(folder: Path, matrix: Matrix) -> None:
-    """Write ``matrix.json``."""
+    """Write ``matrix.json``, whole or not at all."""
     write_json_atomically(folder / FILE_NAME, matrix.to_dict())
 
 

@@ -1,4 +1,4 @@
-"""From what was asked to what is run: stacks that are made up from registered adapters, pairs, and batches."""
+"""Plan what is run: stacks made up from registered adapters, threads, and turns at timing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def left_out(manager: FlowblendPluginManager) -> list[str]:
 
 
 def families_of(manager: FlowblendPluginManager, stacks: Iterable[Stack]) -> dict[str, str]:
-    """Which kind of technique each adapter of the stacks is, by its name."""
+    """Family of each adapter of the stacks, by its name."""
     known = adapters_by_name(manager)
     names = dict.fromkeys(text.partition("(")[0].strip() for stack in stacks for text in stack)
     return {name: known[name].traits.family.value for name in names}

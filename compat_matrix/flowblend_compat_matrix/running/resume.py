@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.errors import UsageError
 
 from ..measuring.jobs import Batch, RunSettings
+from ..results.json_values import JsonObject
 from ..results.matrix_results import FILE_NAME, Matrix, read_matrix
 from .staleness import changes_for_all, stale_cells
 
@@ -58,34 +58,34 @@ def resume(
 def _setting_changes(earlier: Matrix, fresh: Matrix, settings: RunSettings) -> Iterator[str]:
     for what in ("num_repeats", "budget", "is_sharing", "runs_refused"):
         yield from _changes("", {what: getattr(earlier.run, what)}, {what: getattr(fresh.run, what)})
-    asked = {order.name: order for order in settings.pairs}
+    asked = {job.name: job for job in settings.pairs}
     for pair in earlier.run.pairs:
         if pair.name not in asked:
             yield f"pair {pair.name!r} is no longer asked for"
             continue
-        order = asked[pair.name]
-        before: dict[str, Any] = {"call": pair.call, "early": pair.early, "late": pair.late, "seed": pair.seeds[0]}
-        now: dict[str, Any] = {"call": dict(order.call), "early": order.early, "late": order.late, "seed": order.seed}
-        if order.prompts is not None:
-            before["prompts"], now["prompts"] = pair.prompts, list(order.prompts * order.num_seeds)
+        job = asked[pair.name]
+        before: JsonObject = {"call": pair.call, "early": pair.early, "late": pair.late, "seed": pair.seeds[0]}
+        now: JsonObject = {"call": dict(job.call), "early": job.early, "late": job.late, "seed": job.seed}
+        if job.prompts is not None:
+            before["prompts"], now["prompts"] = pair.prompts, list(job.prompts * job.num_seeds)
         else:
             before["number of videos"] = len(pair.prompts)
-            now["number of videos"] = order.num_prompts * order.num_seeds
+            now["number of videos"] = job.num_prompts * job.num_seeds
         yield from _changes(f"{pair.name}: ", before, now)
 
 
 def unfinished(batches: Sequence[Batch], matrix: Matrix) -> list[Batch]:
-    """What of the batches is not in the results yet."""
+    """Cells of the batches that are not in the results yet."""
     left = (batch.without({cell.id for cell in matrix.cells if cell.pair == batch.pair}) for batch in batches)
     return [batch for batch in left if batch is not None]
 
 
-def _changes(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _changes(where: str, before: JsonObject, now: JsonObject) -> Iterator[str]:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             yield f"{where}{name} was {_short(before.get(name))} and is now {_short(now.get(name))}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

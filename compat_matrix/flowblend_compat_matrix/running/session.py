@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
 
 from ..measuring.jobs import Baselines, Batch, Began, Outcome, RunSettings
 from ..results.expectations import Expectation, check_expectations
@@ -33,7 +32,7 @@ def measure_matrix(
     keeper = _Keeper(matrix, folder, batches, expectations)
     messages = executor.run(settings, batches)
     try:
-        with closing(cast(Any, messages)):
+        with closing(messages):
             for message in messages:
                 if isinstance(message, Began):
                     progress.show(message)

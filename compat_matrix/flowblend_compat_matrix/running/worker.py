@@ -1,4 +1,4 @@
-"""What runs in a worker process: pairs that are loaded once, and the cells of a batch measured on them."""
+"""Worker: pairs that are loaded once in a process, and the cells of a batch measured on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
 from flowblend_plugins.schedule import Stage, StageSchedule
 
-from ..measuring.bench import Bench
+from ..measuring.bench import Bench, Videos
 from ..measuring.jobs import Baselines, Batch, Began, Message, Outcome, PairJob, RunSettings
 from ..measuring.loading import PairChoice, pair_loader
 from ..measuring.prompts import PromptSet, own_prompts
@@ -60,7 +59,7 @@ class Worker:
 class _OpenPair:
     """A pair that is loaded, with its baselines run."""
 
-    def __init__(self, job: PairJob, settings: RunSettings, plugins: tuple[Any, ...]) -> None:
+    def __init__(self, job: PairJob, settings: RunSettings, plugins: tuple[object, ...]) -> None:
         manager = make_plugin_manager(plugins)
         preset = pairs_by_name(manager)[job.preset] if job.preset is not None else None
 
@@ -99,7 +98,7 @@ class _OpenPair:
             result.videos, files = self._encode(result.id, result.pair, measured.videos)
         return Outcome(result, files)
 
-    def _encode(self, what: str, pair: str, videos: Any) -> tuple[list[str], dict[str, bytes]]:
+    def _encode(self, what: str, pair: str, videos: Videos) -> tuple[list[str], dict[str, bytes]]:
         num_shown, title = self._settings.num_shown, f"{pair} {what}"
         # Of so many cells that one prompt is shown, tiny videos stay small too, so that one report can hold them all.
         min_side = 64 if num_shown == 1 else 256
@@ -166,7 +165,7 @@ def _limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _plugin(name: str) -> Any:
+def _plugin(name: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)()

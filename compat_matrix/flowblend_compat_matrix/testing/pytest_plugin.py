@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from ..results.json_values import JsonObject
+
 pytest.register_assert_rewrite("flowblend_plugins.testing.contract", "flowblend_compat_matrix.testing.contract")
 
 
 @pytest.fixture(scope="session")
 def flowblend_embedded_bench() -> Callable[[str], Any]:
     """Gives the :class:`~.embedded_bench.EmbeddedBench` of a pair, loaded at its first use."""
-    loaded: dict[str, Any] = {}
+    loaded: JsonObject = {}
 
     def load(pair: str) -> Any:
         if pair not in loaded:

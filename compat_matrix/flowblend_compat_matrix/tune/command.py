@@ -1,4 +1,4 @@
-"""``flowblend tune``."""
+"""Command ``flowblend tune``: search for the fastest stack within a fidelity budget."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from flowblend_plugins.errors import AdapterError, StackError, UsageError
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 from flowblend_plugins.manager import FlowblendPluginManager, make_adapters
 
+from ..results.json_values import JsonObject
+
 
 class CostName(str, enum.Enum):
-    """What a search saves."""
+    """Costs that a search can save."""
 
     TIME = "time"
     FLOPS = "flops"
@@ -116,7 +118,7 @@ def tune(
             report=lambda done, text: progress.update(task, completed=done, description=text[-60:]),
         )
     chosen = choose(found.front, found.large, budget, cost.value)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "api_version": API_VERSION,
         "pair": pair if large is None else None,
         "denoisers": [type(bench.pipe).__name__, str(large or pair), str(small or pair)],
@@ -166,7 +168,7 @@ def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Callable[
     return is_usable
 
 
-def _print(record: dict[str, Any], out: Path) -> None:
+def _print(record: JsonObject, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -13,7 +13,7 @@ from .race import Cost, Point
 
 @dataclass(frozen=True)
 class Budget:
-    """What a chosen stack must keep.
+    """Fidelity that a chosen stack must keep.
 
     Attributes:
         min_psnr_db: PSNR to large-only; ``None`` for any.

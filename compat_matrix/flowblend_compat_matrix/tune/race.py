@@ -46,7 +46,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured of a stack.
+    """Figures that were measured of a stack.
 
     Attributes:
         configuration: the stack.
@@ -68,7 +68,7 @@ class Point:
     frechet: float
 
     def gain(self, cost: Cost) -> float:
-        """How many times cheaper than large-only: in time as measured, or in FLOPs."""
+        """Factor by which it is cheaper than large-only: in time as measured, or in FLOPs."""
         return self.speedup if cost == "time" else 1.0 / self.flops_fraction
 
 

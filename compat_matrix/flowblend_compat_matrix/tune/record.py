@@ -1,4 +1,4 @@
-"""What a search writes: the front, the choice, and what it was made with, as JSON; and a plot of it."""
+"""Record of a search as JSON: the front, the choice, and the environment; and a plot of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
+from ..results.json_values import JsonObject
 from .race import Configuration, Point
 
 API_VERSION = 1
 
 
-def point_to_dict(point: Point) -> dict[str, Any]:
+def point_to_dict(point: Point) -> JsonObject:
     """A point as JSON takes it; what is not known is ``null``."""
     numbers = {
         "speedup_over_large": point.speedup,

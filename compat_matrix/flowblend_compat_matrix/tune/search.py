@@ -29,7 +29,7 @@ UNDER_BUDGET_DB, OVER_BUDGET_DB = 3.0, 8.0
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """Result of a search for stacks.
 
     Attributes:
         front: the Pareto front, measured again on all prompts.
@@ -105,7 +105,7 @@ def search(
 
 @dataclass(frozen=True)
 class Walk:
-    """From a front: one of its stacks is changed in one thing, and joins if nothing beats it."""
+    """Walk from a front: one of its stacks is changed in one thing, and joins if nothing beats it."""
 
     race: Race
     space: SearchSpace
@@ -114,7 +114,7 @@ class Walk:
     min_psnr_db: float | None
 
     def go(self, front: list[Point], choice: Random, trials: range, report: Callable[[int, str], None]) -> list[Point]:
-        """Everything that was measured. The first trials measure the given front on the walk's own prompts."""
+        """All points that were measured. The first trials measure the given front on the walk's own prompts."""
         waiting = [one.configuration for one in front]
         known: dict[Configuration, Point | None] = {}
         for number in trials:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from .race import Configuration
 
+Choice = TypeVar("Choice", str, float)
 MIN_STEPS = 6
 MAX_RECALLS = 5
 CORRECTIONS = ("none", "corrected", "guided_refresh", "forecast")
@@ -24,9 +25,9 @@ CACHES: Mapping[str, tuple[float, float]] = {
 
 
 class Suggest(Protocol):
-    """What an ``optuna.trial.Trial`` offers."""
+    """Methods of an ``optuna.trial.Trial`` that a search space calls."""
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice: ...
 
     def suggest_int(self, name: str, low: int, high: int) -> int: ...
 
@@ -35,7 +36,7 @@ class Suggest(Protocol):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Of one pair.
+    """Stacks that may be tried on one pair.
 
     Attributes:
         num_steps: of large-only; fewer may be tried.
@@ -51,7 +52,7 @@ class SearchSpace:
     moments: str | None = None
 
     def suggest(self, trial: Suggest) -> Configuration:
-        """One stack. Parameters are fractions of the steps, so that they mean the same at any number of them."""
+        """Draw one stack from a trial; parameters are fractions of the steps, whatever their number is."""
         num_steps = trial.suggest_int("num_steps", min(MIN_STEPS, self.num_steps), self.num_steps)
         adapters = []
         sampler = trial.suggest_categorical("sampler", self.samplers)
@@ -98,13 +99,13 @@ class SearchSpace:
         return Configuration(schedule_text(letters), (*solver, *rest))
 
     def taken_apart(self, configuration: Configuration) -> tuple[str, str, tuple[str, ...]]:
-        """What :meth:`put_together` makes this stack of."""
+        """Parts that :meth:`put_together` makes this stack of."""
         letters, adapters = letters_of(configuration.schedule), configuration.adapters
         solvers = {text.format(len(letters)): text for text in self.samplers}
         sampler = next((solvers[text] for text in adapters if text in solvers), self.samplers[0])
         return letters, sampler, tuple(text for text in adapters if text not in solvers)
 
-    def first_guesses(self) -> list[dict[str, Any]]:
+    def first_guesses(self) -> list[dict[str, int | float | str]]:
         """Worth trying before anything is known: blending, forecast, corrected, recalled, fewer steps, with a cache."""
         plain = {
             "num_steps": self.num_steps, "sampler": self.samplers[0], "early": 0.4, "late": 0.2, "correction": "none",

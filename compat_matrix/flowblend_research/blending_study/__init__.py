@@ -1,1 +1,1 @@
-"""What corrections, forecasts and refreshes gain on the WAN reference pair, measured."""
+"""Gains of corrections, forecasts and refreshes on the WAN reference pair, measured."""

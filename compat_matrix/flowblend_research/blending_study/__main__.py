@@ -1,4 +1,4 @@
-"""What correction, guided refresh, forecasts and branch routing gain: ``docs/blending_measured.md``.
+"""Study of correction, guided refresh, forecasts and branch routing: ``docs/blending_measured.md``.
 
 ``python -m flowblend_research.blending_study.__main__ [--prompts N] [--threads N] [--out FILE]``
 
@@ -142,7 +142,7 @@ def corrections(study: Study) -> Iterator[Row]:
 
 
 def placements(study: Study) -> Iterator[Row]:
-    """As many large steps as guided refresh takes, placed by it, as LSL, evenly, and where a cache computes."""
+    """Large steps in the number that guided refresh takes, placed by it, as LSL, evenly, and where a cache computes."""
     tried = [study.measure("LLL", f"teacache(threshold={threshold})") for threshold in TEACACHE_THRESHOLDS]
     for threshold in REFRESH_THRESHOLDS:
         schedule = f"L:{EARLY_STEPS},S:{STEPS - EARLY_STEPS}"
@@ -213,7 +213,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line and run the study."""
     parser = argparse.ArgumentParser(prog="flowblend-blending-study", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")

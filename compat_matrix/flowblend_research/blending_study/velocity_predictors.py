@@ -1,4 +1,4 @@
-"""What foretells the large denoiser's next velocity on the embedded pair: itself, or the small one's change?
+"""Predictors of the large denoiser's next velocity on the embedded pair: its own past, or the small one's change.
 
 Both denoisers see every step of large-only. From what was known ``gap`` steps before, each predictor guesses the large
 velocity after guidance; the figure is the l2 of the error over that of the velocity. Part of
@@ -10,9 +10,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS, ReferencePair
 from flowblend_compat_matrix.reference.world import Caption
@@ -30,7 +31,7 @@ EARLY_STEPS = range(2, FIRST_STEP)
 
 
 class Branches(NamedTuple):
-    """Of one step."""
+    """Velocities of both denoisers at one step."""
 
     large_cond: torch.Tensor
     large_uncond: torch.Tensor
@@ -40,7 +41,7 @@ class Branches(NamedTuple):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Of one prompt: noise levels, and the velocities at every step, flattened.
+    """Trajectory of one prompt: noise levels, and the velocities at every step, flattened.
 
     ``large`` and ``small`` are after guidance; ``branches`` are before it: both denoisers' for the prompt and without.
     """
@@ -68,7 +69,13 @@ def record(pair: ReferencePair, captions: Sequence[Caption], first_seed: int) ->
     for number, caption in enumerate(captions):
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def compare(module: Any, args: Any, kwargs: Any, output: Any, seen: Any = seen) -> None:
+        def compare(
+            module: nn.Module,
+            args: tuple[object, ...],
+            kwargs: dict[str, object],
+            output: tuple[torch.Tensor, ...],
+            seen: list[tuple[torch.Tensor, torch.Tensor]] = seen,
+        ) -> None:
             seen.append((output[0].flatten(), pair.small(*args, **kwargs)[0].flatten()))
 
         handle = denoiser.register_forward_hook(compare, with_kwargs=True)

@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Configuration, Point, Race
 from flowblend_plugins.errors import FlowBlendError
 
@@ -48,7 +48,7 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
     bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=0, seed=0)
     race = Race(bench, report=lambda text: print(text, flush=True))
     measured = measure(race, techniques)
-    about: dict[str, Any] = {
+    about: JsonObject = {
         "command": "make bench-frontier" if not is_quick else "python -m flowblend_research.frontier --quick",
         "num_prompts": num_prompts,
         "refused": {one.text: reason for one, reason in race.refused.items()},
@@ -63,7 +63,7 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Read the command line and measure the frontier."""
     parser = argparse.ArgumentParser(prog="flowblend-frontier", description=(__doc__ or "").strip())
     shipped = sorted((DOCS / "tuned").glob("*.json"))
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""How much faster tuned stacks are at equal fidelity. Nothing is interpolated: only what was measured counts."""
+"""Advantage of tuned stacks over single techniques at equal fidelity, from measured points only."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Level:
 
 
 def cheapest(points: Sequence[Point], min_psnr_db: float, cost: Cost = "time") -> Point | None:
-    """Of those at or over a PSNR."""
+    """Cheapest point at or over a PSNR."""
     return max((one for one in points if one.psnr_db >= min_psnr_db), key=lambda one: one.gain(cost), default=None)
 
 
 def advantages(measured: Mapping[str, Sequence[Point]]) -> list[Advantage]:
-    """At every operating point of every single technique."""
+    """Advantage at every operating point of every single technique."""
     return [
         Advantage(name, point, cheapest(measured[TUNED], point.psnr_db))
         for name, points in measured.items()
@@ -60,7 +60,7 @@ def advantages(measured: Mapping[str, Sequence[Point]]) -> list[Advantage]:
 
 
 def levels(measured: Mapping[str, Sequence[Point]], cost: Cost = "time") -> list[Level]:
-    """At every whole decibel of the useful range that both sides reach."""
+    """Advantage at every whole decibel of the useful range that both sides reach."""
     found = []
     for level in range(USEFUL_DB[0], USEFUL_DB[1] + 1):
         singles = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Point
 
 from ..tables import table
@@ -15,7 +15,7 @@ GOAL = 1.3
 Measured = Mapping[str, Sequence[Point]]
 
 
-def to_json(measured: Measured, about: Mapping[str, Any]) -> dict[str, Any]:
+def to_json(measured: Measured, about: JsonObject) -> JsonObject:
     """Every point, and the advantage at each operating point of each single technique."""
     return {
         "points": [_point(name, point) for name, points in measured.items() for point in points],
@@ -25,7 +25,7 @@ def to_json(measured: Measured, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_markdown(measured: Measured, about: Mapping[str, Any]) -> str:
+def to_markdown(measured: Measured, about: JsonObject) -> str:
     """The page that is committed with the figures."""
     environment, num = about["environment"], about["num_prompts"]
     lines = [
@@ -116,7 +116,7 @@ def _known(value: float | None) -> float | None:
     return round(value, 4) if value is not None and math.isfinite(value) else None
 
 
-def _point(technique: str, point: Point) -> dict[str, Any]:
+def _point(technique: str, point: Point) -> JsonObject:
     return {
         "technique": technique,
         "config": point.configuration.text,
@@ -130,7 +130,7 @@ def _point(technique: str, point: Point) -> dict[str, Any]:
     }
 
 
-def _advantage(one: Advantage) -> dict[str, Any]:
+def _advantage(one: Advantage) -> JsonObject:
     return {
         "technique": one.technique,
         "config": one.point.configuration.text,
@@ -142,7 +142,7 @@ def _advantage(one: Advantage) -> dict[str, Any]:
     }
 
 
-def _level(level: Level) -> dict[str, Any]:
+def _level(level: Level) -> JsonObject:
     return {
         "cost": level.cost,
         "psnr_db": level.psnr_db,

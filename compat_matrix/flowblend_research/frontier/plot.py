@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Point
 
 from .techniques import TUNED, is_single
@@ -25,7 +25,7 @@ def draw(measured: Mapping[str, Sequence[Point]], path: Path) -> None:
     colours = pyplot.get_cmap("tab20")
     for axes, (quantity, label) in zip(all_axes, PANELS, strict=True):
         for number, (name, points) in enumerate(measured.items()):
-            style: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 0.9, "color": colours(number % 20)}
+            style: JsonObject = {"marker": "o", "ms": 4, "lw": 0.9, "color": colours(number % 20)}
             if name == TUNED:
                 style = {"marker": "s", "ms": 5, "lw": 0, "color": "black", "zorder": 9}
             elif not is_single(name):

@@ -1,4 +1,4 @@
-"""What is compared: every single technique over its range, blending with each cache, and tuned stacks."""
+"""Techniques that are compared: every single technique over its range, blending with each cache, and tuned stacks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BOUNDARIES = ("L:12,S:4,L:4", "L:10,S:6,L:4", "L:8,S:8,L:4", "L:8,S:10,L:2", "L:
 
 
 def single_techniques() -> dict[str, list[Configuration]]:
-    """By the name that the plot gives it."""
+    """Settings of every technique, by the name that the plot gives it."""
     found = {name: [Configuration("LLL", (solver.format(num),)) for num in STEPS] for name, solver in SOLVERS.items()}
     found |= {name: [Configuration("LLL", (text,)) for text in texts] for name, texts in CACHES.items()}
     found["plain LSL"] = [Configuration(schedule) for schedule in BOUNDARIES]

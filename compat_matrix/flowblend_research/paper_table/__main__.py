@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_plugins.errors import FlowBlendError
 
 from .columns import COLUMNS, CONTROL, Column
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 def make_table(
     columns: Sequence[Column], num_prompts: int, num_repeats: int, report: Callable[[str], None] = print
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measure the columns on the reference pair; those that cannot be enabled on it are named with the reason.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the table compares: settings across, stage schedules down, and the paper's published FLOPs for the same."""
+"""Columns of the table: settings across, stage schedules down, and the paper's published FLOPs for the same."""
 
 from __future__ import annotations
 

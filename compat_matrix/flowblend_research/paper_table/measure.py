@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowblend_compat_matrix.measuring.bench import Bench, Videos
 from flowblend_compat_matrix.measuring.measurements import count_flops, over_prompts
 from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES
+from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_plugins.errors import FlowBlendError
 
 from .columns import CONTROL, Column
@@ -57,7 +58,7 @@ class Cell:
     speedup_over_baseline: float = 1.0
     speedup_over_baseline_range: tuple[float, float] = (1.0, 1.0)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
 
@@ -150,5 +151,5 @@ def _measure_times(
         cell.speedup_over_baseline, cell.speedup_over_baseline_range = _median_and_range(over_baseline)
 
 
-def _median_and_range(values: Any) -> tuple[float, tuple[float, float]]:
+def _median_and_range(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
     return float(np.median(values)), (float(values.min()), float(values.max()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ..tables import shown, table
 from .columns import CONTROL
@@ -23,8 +24,8 @@ _HEADINGS = (
 )
 
 
-def to_markdown(record: Mapping[str, Any]) -> str:
-    """The page.
+def to_markdown(record: JsonObject) -> str:
+    """Write the page from the record.
 
     Args:
         record: as :func:`flowblend_research.paper_table.__main__.make_table` writes it.
@@ -49,7 +50,7 @@ def to_markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _preamble(record: Mapping[str, Any]) -> list[str]:
+def _preamble(record: JsonObject) -> list[str]:
     environment = record["environment"]
     return [
         f"FlowBlending (arXiv 2512.24724) on the [embedded pair](reference_pair.md): {record['num_prompts']} held-out "
@@ -68,7 +69,7 @@ def _preamble(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _column(record: Mapping[str, Any], column: Mapping[str, Any], baseline: str) -> list[str]:
+def _column(record: JsonObject, column: JsonObject, baseline: str) -> list[str]:
     cells = [cell for cell in record["cells"] if cell["column"] == column["name"]]
     control = next(cell for cell in cells if cell["schedule"] == CONTROL)
     lines = [f"`{' + '.join(column['stack'])}`"]
@@ -80,7 +81,7 @@ def _column(record: Mapping[str, Any], column: Mapping[str, Any], baseline: str)
     return [*lines, "", *table(headings, (_row(cell, control, column) for cell in cells))]
 
 
-def _row(cell: Mapping[str, Any], control: Mapping[str, Any], column: Mapping[str, Any]) -> Sequence[str]:
+def _row(cell: JsonObject, control: JsonObject, column: JsonObject) -> Sequence[str]:
     published: Mapping[str, int] = column["published"]
     total, small = published.get(cell["schedule"]), column["small_letter"]
     return (
@@ -98,17 +99,17 @@ def _row(cell: Mapping[str, Any], control: Mapping[str, Any], column: Mapping[st
     )
 
 
-def _ratio(cell: Mapping[str, Any], to: str) -> str:
+def _ratio(cell: JsonObject, to: str) -> str:
     least, greatest = cell[f"speedup_over_{to}_range"]
     return f"{cell[f'speedup_over_{to}']:.2f} ({least:.2f}-{greatest:.2f})"
 
 
-def _decibels(cell: Mapping[str, Any], to: str) -> str:
+def _decibels(cell: JsonObject, to: str) -> str:
     return shown(cell[f"psnr_to_{to}_db"], ".1f", cell[f"psnr_to_{to}_std_db"])
 
 
-def _reading(record: Mapping[str, Any], baseline: str) -> list[str]:
-    """What the figures say, in sentences that hold for whatever was measured."""
+def _reading(record: JsonObject, baseline: str) -> list[str]:
+    """Summary of the figures, in sentences that hold for whatever was measured."""
     lines = ["## In short", ""]
     for column in record["columns"]:
         cells = {cell["schedule"]: cell for cell in record["cells"] if cell["column"] == column["name"]}

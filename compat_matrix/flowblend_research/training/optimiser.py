@@ -1,4 +1,6 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal.
+"""Optimisers for training: AdamW, and Muon, whose momentum matrices are made orthogonal.
+
+Muon: Jordan and others 2024, kellerjordan.github.io/posts/muon.
 
 On the codec it reached 20 dB in the time in which AdamW reached 15.
 """
@@ -38,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update. ``closure`` is not supported."""
+        """Update every weight once; ``closure`` is not supported."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
             for parameter in group["params"]:

@@ -26,7 +26,7 @@ LossFunction = Callable[[int], torch.Tensor]
 
 @dataclass(kw_only=True)
 class StageRecord:
-    """What a stage has done so far; written as ``record.json`` beside its checkpoint."""
+    """Progress of a stage so far; written as ``record.json`` beside its checkpoint."""
 
     name: str
     steps: int = 0
@@ -38,7 +38,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a stage is trained. ``minutes`` is its wall-clock time; the learning rate ends at a hundredth there."""
+    """Settings that a stage is trained with; after ``minutes`` of wall-clock time the learning rate is a hundredth."""
 
     minutes: float = 1.0
     learning_rate: float
@@ -61,7 +61,7 @@ def learning_rate_factor(step: int, progress: float, settings: StageSettings) ->
 
 
 def use_bfloat16_products(module: nn.Module) -> bool:
-    """On a CPU with matrix tiles (AMX) let the linear layers multiply in bfloat16 and leave the rest in float32.
+    """Let the linear layers of a CPU with matrix tiles (AMX) multiply in bfloat16 and leave the rest in float32.
 
     Autocast would keep activations in bfloat16 too, which is slower than float32 here: what the tiles gain, the mixed
     elementwise operations lose. Returns whether anything was changed. Parameters are untouched.
@@ -105,12 +105,12 @@ def move(module: ModuleT, device: torch.device) -> ModuleT:
 
 
 def rank() -> int:
-    """This process's number among those that train together; 0 when alone."""
+    """Number of this process among those that train together; 0 when alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 

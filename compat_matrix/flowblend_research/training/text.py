@@ -79,7 +79,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, t
 
 
 def token_labels(item: Caption) -> np.ndarray:
-    """For each token what its own phrase says: ``[32, 4]``, columns as in `FIELDS`; -100 outside objects' phrases."""
+    """Labels of every token by its phrase: ``[32, 4]``, columns as in `FIELDS`; -100 outside objects' phrases."""
     labels = np.full((MAX_SEQUENCE_LENGTH, len(FIELDS)), -100, dtype=np.int64)
     objects, _, _ = item.text.partition(" over ")
     position = 0
@@ -93,7 +93,7 @@ def token_labels(item: Caption) -> np.ndarray:
 
 
 def caption_labels(item: Caption) -> np.ndarray:
-    """For each shape whether it is named and what is said of it, then the background: ``[5 * 4 + 1]``."""
+    """Labels of a caption: whether each shape is named, what is said of it, and the background: ``[5 * 4 + 1]``."""
     labels = np.zeros((len(SHAPES), len(FIELDS)), dtype=np.int64)
     background = 0
     for attribute in item.attributes:
@@ -143,6 +143,6 @@ class TextTrainer(nn.Module):
 
 
 def caption_batch(seed: tuple[int, ...], size: int) -> list[Caption]:
-    """Captions of fresh scenes."""
+    """Draw captions of fresh scenes."""
     rng = np.random.default_rng(seed)
     return [caption(sample_scene(rng), rng) for _ in range(size)]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+from ...results.json_values import JsonObject
 from ..world import SIZE
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-CALL_DEFAULTS: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_inference_steps": 20, "guidance_scale": 7.5}
+CALL_DEFAULTS: JsonObject = {"height": SIZE, "width": SIZE, "num_inference_steps": 20, "guidance_scale": 7.5}
 """What the pipeline must be called with."""
 
 

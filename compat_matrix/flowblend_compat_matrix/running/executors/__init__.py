@@ -1,8 +1,8 @@
-"""Who runs the cells of a matrix: worker processes of this machine, or a cluster."""
+"""Executors, which run the cells of a matrix: worker processes of this machine, or a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from flowblend_plugins.errors import UsageError
@@ -27,8 +27,11 @@ class Executor(Protocol):
     num_workers: int
     cores_each: int | None
 
-    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Iterator[Message]:
-        """Run everything. Closing the iterator early stops the workers; finished cells have been given by then."""
+    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Generator[Message, None, None]:
+        """Run everything, and give messages as they come.
+
+        Closing the generator early stops the workers; finished cells have been given by then.
+        """
         ...
 
     def close(self) -> None:
@@ -36,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def describe(self) -> str:
-        """In words, for the record: ``"2 local worker processes, 1 thread each"``."""
+        """Describe it for the record: ``"2 local worker processes, 1 thread each"``."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How far a worker is with a batch, as it has said, and what to blame and to go on with when it is lost."""
+"""Progress of a worker's batch, and recovery when the worker dies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BatchInProgress:
         return next((cell for cell in unfinished if cell.id == self.now.cell), unfinished[0] if unfinished else None)
 
     def left(self, without: CellSpec | None = None) -> Batch | None:
-        """What is not finished, but for one cell."""
+        """Cells that are not finished, except for one."""
         return self.batch.without({*self._finished, *([without.id] if without else [])})
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _GOING_TAKES_S = 5.0
 
 
 class LocalExecutor:
-    """So many processes, started afresh (not forked), each with its own copy of the pairs.
+    """Worker processes, started afresh (not forked), each with its own copy of the pairs.
 
     Args:
         num_workers: how many.
@@ -41,8 +41,8 @@ class LocalExecutor:
     def describe(self) -> str:
         return "1 local worker process" if self.num_workers == 1 else f"{self.num_workers} local worker processes"
 
-    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Iterator[Message]:
-        """See :class:`~flowblend_compat_matrix.running.executors.Executor`.
+    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Generator[Message, None, None]:
+        """Run everything, as :class:`~flowblend_compat_matrix.running.executors.Executor` says.
 
         Raises:
             FlowBlendError: a pair cannot be opened, or its baselines cannot be run.
@@ -97,12 +97,12 @@ class _LocalWorker:
         self._pipe.send(batch)
 
     def left_over(self) -> Batch | None:
-        """What is left of the batch over which the process was lost; once."""
+        """Rest of the batch over which the process was lost; given once."""
         left, self._left_over = self._left_over, None
         return left
 
     def messages(self, has_news: bool) -> Iterator[Message]:
-        """What the process has said, and what becomes of its cell if it is lost."""
+        """Messages of the process, and the result of its cell if it is lost."""
         hand = self._hand
         while has_news and hand is not None:
             try:
@@ -204,7 +204,7 @@ def _cause_of_death(exit_code: int | None, oom_kills_before: int) -> tuple[str, 
 
 
 def _num_oom_kills() -> int:
-    """How often Linux has killed for want of memory since it started; 0 where it does not tell."""
+    """Count of kills for want of memory since Linux started; 0 where it does not tell."""
     with contextlib.suppress(OSError, StopIteration, IndexError, ValueError):
         lines = Path("/proc/vmstat").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])

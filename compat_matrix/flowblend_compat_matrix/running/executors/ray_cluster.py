@@ -10,15 +10,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ...measuring.jobs import Baselines, Batch, Message, RunSettings, lost_cell
+from ...measuring.jobs import Baselines, Batch, Message, PairJob, RunSettings, lost_cell
 from .batch_in_progress import BatchInProgress, take_batch
 from .ray_connection import RayConnection
+
+if TYPE_CHECKING:
+    from ..worker import Worker
 
 _POLL_S = 0.5
 _FETCH_LIMIT_S = 120.0
@@ -62,11 +65,13 @@ class RayExecutor:
         return f"up to {workers} on Ray, {self._connection.where}, {each}"
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Leave the cluster, which stops one that was started here."""
         self._connection.close()
 
-    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Iterator[Message]:
-        """See :class:`~flowblend_compat_matrix.running.executors.Executor`. Leaves the cluster when it is done.
+    def run(self, settings: RunSettings, batches: Sequence[Batch]) -> Generator[Message, None, None]:
+        """Run everything, as :class:`~flowblend_compat_matrix.running.executors.Executor` says.
+
+        Leaves the cluster when it is done.
 
         Raises:
             FlowBlendError: a pair cannot be opened, workers do not start or have other versions than this machine.
@@ -125,7 +130,7 @@ class RayExecutor:
 
 
 class RayWorker:
-    """What lives in an actor: a worker that is made when it is first needed.
+    """Contents of an actor: a worker that is made when it is first needed.
 
     Args:
         settings: of the run.
@@ -133,10 +138,10 @@ class RayWorker:
 
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
-        self._worker: Any = None
+        self._worker: Worker | None = None
 
-    def versions(self) -> dict[str, Any]:
-        """Those that figures depend on."""
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that figures depend on."""
         return _versions()
 
     def measure(self, batch: Batch) -> Iterator[Message | str]:
@@ -181,12 +186,12 @@ class _RemoteWorker:
         self.pending: Any = actor.versions.remote()
 
     def measure(self, batch: Batch) -> None:
-        """Begin with a batch."""
+        """Begin to measure a batch."""
         self.hand, self.pair = BatchInProgress(batch), batch.pair
         self.pending = self._actor.measure.options(num_returns="streaming").remote(batch)
 
     def hear(self) -> Message | None:
-        """What was made ready: a message, or ``None`` when it has started or is done with its batch.
+        """Take what was made ready: a message, or ``None`` when it has started or is done with its batch.
 
         Raises:
             _Lost: the actor is no more, or what it said went with its machine.
@@ -213,7 +218,7 @@ class _RemoteWorker:
         self._ray.kill(self._actor, no_restart=True)
         self.hand = self.pending = None
 
-    def _check(self, theirs: dict[str, Any]) -> None:
+    def _check(self, theirs: dict[str, str]) -> None:
         others = [
             f"{name} {theirs.get(name, 'missing')} instead of {mine}"
             for name, mine in _versions().items()
@@ -268,14 +273,14 @@ def _cause_of_loss(error: Exception) -> tuple[str, str]:
     return "crashed", f"Its worker was lost: {str(error).strip().splitlines()[-1].rstrip('.')}."
 
 
-def _anywhere(order: Any) -> Any:
+def _anywhere(order: PairJob) -> PairJob:
     """A pair order whose folders are named in full, for workers have working directories of their own."""
     texts = {side: getattr(order, side) for side in ("large", "small")}
     found = {side: str(Path(text).resolve()) for side, text in texts.items() if text and Path(text).exists()}
     return dataclasses.replace(order, **found)
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     from ...results.environment import ALWAYS_THERE, USED_BY_ADAPTERS

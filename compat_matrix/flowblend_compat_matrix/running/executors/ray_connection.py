@@ -17,7 +17,7 @@ _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
 def import_ray() -> ModuleType:
-    """The package. Raises ``UsageError`` where it is not installed, with the extra that brings it."""
+    """Import the package ray, or raise ``UsageError`` where it is not installed, with the extra that brings it."""
     try:
         import ray
     except ImportError as error:
@@ -28,7 +28,7 @@ def import_ray() -> ModuleType:
 
 
 class RayConnection:
-    """This process as a driver of a cluster.
+    """Connection of this process, as a driver, to a cluster.
 
     Args:
         address: ``"host:port"`` of an existing cluster or ``"auto"`` for the one that this machine belongs to;

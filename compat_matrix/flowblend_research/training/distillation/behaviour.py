@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ...tables import shown, table
 from ..wan.behaviour import NUM_PROMPTS, Videos, generate
@@ -83,7 +84,7 @@ class Row:
 
 def make_videos(pair: ReferencePair, captions: list[Caption], side: str, setting: Setting) -> tuple[Videos, int]:
     """Videos ``[N, 9, 64, 64, 3]`` of one setting, and the denoiser calls of one generation."""
-    call: dict[str, Any] = {"num_inference_steps": None}  # left to the adapter
+    call: JsonObject = {"num_inference_steps": None}  # left to the adapter
     if setting.is_distilled:
         call["guidance_scale"] = None
     with flowblend_plugins.enable(pair.pipeline, pair.small, SCHEDULES[side], adapters=[setting.adapter]) as blend:
@@ -131,7 +132,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line and write the card."""
     parser = argparse.ArgumentParser(prog="flowblend-distilled-card", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="how many held-out prompts")
     arguments = parser.parse_args()

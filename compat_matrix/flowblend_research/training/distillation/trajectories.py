@@ -85,7 +85,7 @@ def _sample(
 
 
 def load_trajectories(folder: Path, sigmas: list[float]) -> Trajectories:
-    """All shards in ``folder``. Raises `FileNotFoundError` if there is none."""
+    """Read all shards in ``folder``. Raises `FileNotFoundError` if there is none."""
     from safetensors import safe_open
 
     paths = sorted(folder.glob("trajectories-*.safetensors"))

@@ -26,6 +26,7 @@ from flowblend_compat_matrix.measuring.metrics import psnr_db, ssim
 from flowblend_compat_matrix.reference.pair import evaluation_captions, load_classifier
 from flowblend_compat_matrix.reference.unet.pair import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
 from flowblend_compat_matrix.reference.world import NUM_FRAMES, Caption, caption, render, sample_scene
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ...tables import shown, table
 
@@ -118,7 +119,7 @@ def measure(pair: UNetPair, num_prompts: int) -> list[Row]:
     return rows
 
 
-def fidelity(stills: Stills, reference: Stills) -> dict[str, Any]:
+def fidelity(stills: Stills, reference: Stills) -> JsonObject:
     """The columns of a row that compare it with large-only, both ``[N, 64, 64, 3]``."""
     by_prompt = tuple(round(psnr_db(a[None], b[None]), 3) for a, b in zip(stills, reference, strict=True))
     return {
@@ -135,7 +136,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line and write the card."""
     parser = argparse.ArgumentParser(prog="flowblend-unet-behaviour", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder with large/ and small/")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="how many prompts")

@@ -47,7 +47,7 @@ def stills(scenes: list[Scene]) -> torch.Tensor:
 
 
 def still_batch(seed: tuple[int, ...], size: int) -> torch.Tensor:
-    """Stills of fresh scenes."""
+    """Draw stills of fresh scenes."""
     rng = np.random.default_rng(seed)
     return stills([sample_scene(rng) for _ in range(size)])
 

@@ -15,7 +15,7 @@ from .text import TEXT_DIM
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSize:
-    """What differs between the large and the small denoiser."""
+    """Sizes in which the large and the small denoiser differ."""
 
     channels: tuple[int, int]
     layers: int

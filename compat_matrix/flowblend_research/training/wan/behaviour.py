@@ -35,6 +35,7 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from .behaviour_page import (
     EARLY,
@@ -232,7 +233,7 @@ def measure_at_wans_settings(
 
 
 def world_figures(pair: ReferencePair, classifier: AttributeClassifier, num_videos: int) -> dict[str, float]:
-    """What the classifier and the codec make of real world videos: the ceiling of every row."""
+    """Figures of real world videos, through the classifier and the codec: the ceiling of every row."""
     captions = [item.attributes for item in evaluation_captions(num_videos)]
     videos = held_out_videos(num_videos, seed=1000)  # the very scenes of the evaluation captions
     features = classifier.features(held_out_videos(NUM_WORLD_VIDEOS))
@@ -256,7 +257,7 @@ def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS
     rows = measure(pair, classifier, num_prompts)
     checks = check(rows)
     wans = measure_at_wans_settings(pair, classifier, num_prompts // 2)
-    card: dict[str, Any] = {
+    card: JsonObject = {
         "num_prompts": num_prompts,
         "operating_point": {
             **CALL_DEFAULTS,
@@ -279,7 +280,7 @@ def write_behaviour_card(weights: Path = WEIGHTS, num_prompts: int = NUM_PROMPTS
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line and write the card."""
     parser = argparse.ArgumentParser(prog="flowblend-reference-behaviour", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the pair to measure (default: the one shipped)")
     parser.add_argument(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ...tables import shown, table
 from .denoisers import SAMPLING_SHIFT
@@ -15,7 +15,7 @@ NUM_WORLD_VIDEOS = 512
 HALF = "half the steps"
 REUSE = "reuse at 1.5x"
 TEACACHE = "TeaCache at 1.5x"
-WANS_SETTINGS: dict[str, Any] = {"num_inference_steps": 50, "guidance_scale": 5.0}
+WANS_SETTINGS: JsonObject = {"num_inference_steps": 50, "guidance_scale": 5.0}
 WANS_SHIFT = 3.0
 
 PUBLISHED = {
@@ -58,7 +58,7 @@ class Check:
 
 
 def check(rows: list[Row]) -> list[Check]:
-    """Which of the ranges aimed for hold; decided by the figures themselves, not by what they are rounded to."""
+    """Check which of the ranges aimed for hold; decided by the figures themselves, not by what they are rounded to."""
     by_name = {row.name: row for row in rows}
     lll, lsl, lss, sss, sll = (by_name[name] for name in ("LLL", "LSL", "LSS", "SSS", "SLL"))
     half, reuse, teacache = by_name[HALF], by_name[REUSE], by_name[TEACACHE]
@@ -118,7 +118,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def to_markdown(card: dict[str, Any], rows: list[Row], wans: list[Row], checks: list[Check]) -> str:
+def to_markdown(card: JsonObject, rows: list[Row], wans: list[Row], checks: list[Check]) -> str:
     """The card as a page."""
     lines = [
         "# Behaviour card of the reference pair",

@@ -15,6 +15,7 @@ from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier, scene_labels
 from flowblend_compat_matrix.reference.pair import load_classifier, load_pair
 from flowblend_compat_matrix.reference.world import SHAPES, Scene, Video, render, sample_scene
+from flowblend_compat_matrix.results.json_values import JsonObject
 
 from ...tables import table
 
@@ -29,7 +30,7 @@ NUM_HELD_OUT = 256
 
 
 def machine_kind() -> str:
-    """What the training ran on, without naming the machine."""
+    """Hardware that the training ran on, without naming the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     tiles = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
@@ -58,8 +59,8 @@ def through_codec(pair_codec: Any, videos: Video) -> Video:
     return np.concatenate(parts).astype(np.float32)
 
 
-def held_out_quality(weights: Path) -> dict[str, Any]:
-    """How well codec and classifier do on held-out world videos, and the classifier on what the codec makes of them."""
+def held_out_quality(weights: Path) -> JsonObject:
+    """Quality of codec and classifier on held-out world videos, and the classifier on what the codec makes of them."""
     scenes = [sample_scene(np.random.default_rng((3000, index))) for index in range(NUM_HELD_OUT)]
     videos = np.stack([render(scene) for scene in scenes])
     decoded = through_codec(load_pair(weights).pipeline.vae, videos)
@@ -74,8 +75,8 @@ def held_out_quality(weights: Path) -> dict[str, Any]:
     }
 
 
-def collect(out: Path, weights: Path) -> dict[str, Any]:
-    """The card as data."""
+def collect(out: Path, weights: Path) -> JsonObject:
+    """Collect the card as data."""
     records = {}
     for name in STAGES:
         path = out / name / "record.json"
@@ -91,7 +92,7 @@ def collect(out: Path, weights: Path) -> dict[str, Any]:
     }
 
 
-def to_markdown(card: dict[str, Any]) -> str:
+def to_markdown(card: JsonObject) -> str:
     """The card as a page."""
     lines = [
         "# Training card of the reference pair",

@@ -21,7 +21,7 @@ SAMPLING_SHIFT = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserSize:
-    """What differs between the large and the small denoiser."""
+    """Sizes in which the large and the small denoiser differ."""
 
     num_heads: int
     num_layers: int
@@ -37,7 +37,7 @@ SMALL = DenoiserSize(num_heads=3, num_layers=4)
 
 
 def make_denoiser(size: DenoiserSize) -> WanTransformer3DModel:
-    """An untrained `WanTransformer3DModel`. A token is 12 channels x 2x2 = 48 values, half the small one's width."""
+    """Make an untrained `WanTransformer3DModel`, of tokens with 12 channels x 2x2 = 48 values."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=size.num_heads,

@@ -1,4 +1,4 @@
-"""From training checkpoints to what ships: `save_pretrained` folders in float16, safetensors only."""
+"""Export of training checkpoints to what ships: `save_pretrained` folders in float16, safetensors only."""
 
 from __future__ import annotations
 
