@@ -25,7 +25,7 @@ _SETTERS = ("set_timesteps", "retrieve_timesteps")
 
 @dataclass(frozen=True)
 class TimestepLines:
-    """Those lines of a pipeline's ``__call__`` that set its sampler's timesteps.
+    """Lines of a pipeline's ``__call__`` that set its sampler's timesteps.
 
     Attributes:
         code: the lines, compiled.
@@ -122,7 +122,7 @@ def _path_to_setter(body: list[ast.stmt]) -> tuple[list[ast.stmt], ast.stmt | No
 
 
 def _sets_timesteps(node: ast.AST) -> bool:
-    """``self.scheduler.set_timesteps(...)`` or ``retrieve_timesteps(self.scheduler, ...)``."""
+    """Call of ``self.scheduler.set_timesteps(...)`` or ``retrieve_timesteps(self.scheduler, ...)``."""
     if not isinstance(node, ast.Call):
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
