@@ -263,7 +263,7 @@ def known_solvers() -> list[type[Solver]]:
 
 
 def _moved_by(scheduler: Any) -> str:
-    """Settings that move a scheduler's sigmas away from the timesteps it is given, as ``"name=value"``; empty if nothing."""
+    """Settings that move a scheduler's sigmas away from the given timesteps, as ``"name=value"``; empty if nothing."""
     config, shift = scheduler.config, flow_shift_of(scheduler)
     moving = [f"shift={shift:g}"] if shift != 1.0 else []
     return ", ".join(moving + [f"{name}={config[name]}" for name in _NO_SHIFT if config.get(name)])
