@@ -13,12 +13,19 @@ from torch import nn
 
 from .contract.adapter import Adapter, AttachTarget, arguments_set_by
 from .contract.stack import judge_adapters, judge_call, setting_of
-from .contract.traits import Composition, Verdict
-from .errors import PairError, RoutingError
-from .manager import PluginOrigin, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
+from .contract.traits import Composition, Verdict, refuse_together
+from .errors import AdapterError, FlowBlendError, PairError, RoutingError, StackError
+from .manager import PluginOrigin, adapters_by_name, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
 from .pairs.loading import check_blendable, load_denoiser
 from .pairs.preset import pair_of
-from .pipelines.components import EnabledPipeline, called_denoisers, denoiser_slot, is_enabled, refuse_compile_wrapper
+from .pipelines.components import (
+    EnabledPipeline,
+    PipelineDenoisers,
+    called_denoisers,
+    denoisers_of,
+    is_enabled,
+    refuse_compile_wrapper,
+)
 from .pipelines.control_scales import control_scales_fitted
 from .pipelines.timesteps import set_as_called
 from .routing.clock import Clock
@@ -26,7 +33,8 @@ from .routing.replay import Recording, Tape
 from .routing.router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .step import StepContext
-from .trace.trace import Outcome, Trace
+from .trace.generation import Outcome
+from .trace.trace import Trace
 
 DenoiserSource = str | Path | nn.Module | Any
 
@@ -62,26 +70,28 @@ class Blend:
         plugins: Iterable[Any] = (),
         guards: Sequence[Guard] = (),
     ) -> None:
-        slot = denoiser_slot(pipe)
-        _refuse_second_blend(pipe, slot)
+        found = denoisers_of(pipe)
+        _refuse_second_blend(pipe, found)
         self.pipeline = pipe
         self.schedule = schedule
         self.plugin_manager = make_plugin_manager(plugins)
         requested = make_adapters(self.plugin_manager, tuple(adapters))
         self.adapters = (*adopted_adapters(self.plugin_manager, pipe, requested), *requested)
-        self._setting = setting_of(pipe, slot, schedule, reentry)
-        judge_adapters(self.adapters, pipe, self._setting).refuse_if_it_must()
-        self.denoisers = _collect_denoisers(pipe, slot, schedule, {"S": small, **further})
+        self._setting = setting_of(pipe, found.slot, schedule, reentry)
+        registered = adapters_by_name(self.plugin_manager).values()
+        judge_adapters(self.adapters, pipe, self._setting, registered).refuse_if_it_must()
+        self.denoisers = _collect_denoisers(pipe, found, schedule, {"S": small, **further})
         for guard in guards:
             guard.check_denoisers(self.denoisers)
         self.trace = Trace(self.denoisers, schedule)
-        hosts = called_denoisers(pipe, slot)
-        others = [m for m in self.denoisers.values() if not any(m is host for host in hosts)]
+        others = [m for m in self.denoisers.values() if not any(m is host for host in found.called)]
         pair = pair_of(pipe, self.denoisers.get("S"), pairs_by_name(self.plugin_manager).values())
-        target = self._target = AttachTarget(pipe, self.denoisers, self.trace, reentry, pair)
-        router = ModelRouter(pipe, self.denoisers, hosts, schedule, self.plugin_manager.hook, self.trace, reentry)
-        enabled = EnabledPipeline(pipe, slot, others, self._run_generation)
-        self._router, self._slot, self._hosts = router, slot, hosts
+        target = self._target = AttachTarget(pipe, self.denoisers, self.trace.reporter, schedule, reentry, pair)
+        router = ModelRouter(
+            pipe, self.denoisers, found.called, schedule, self.plugin_manager.hook, self.trace, reentry
+        )
+        enabled = EnabledPipeline(pipe, found, others, self._run_generation)
+        self._router, self._found = router, found
 
         with contextlib.ExitStack() as undo:
             undo.callback(enabled.detach)
@@ -89,10 +99,7 @@ class Blend:
             undo.callback(router.detach)
             router.attach()
             undo.enter_context(control_scales_fitted(self.denoisers["L"], others))
-            for adapter in self.adapters:
-                attached = undo.enter_context(adapter.attach(target))
-                if attached is not None:
-                    self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
+            undo.enter_context(self._adapters_attached(target))
             for guard in guards:
                 self.plugin_manager.add(guard.attach(target), PluginOrigin(type(guard).__name__))
             self._undo = undo.pop_all()
@@ -100,6 +107,24 @@ class Blend:
     @property
     def is_enabled(self) -> bool:
         return self._undo is not None
+
+    @contextlib.contextmanager
+    def _adapters_attached(self, target: AttachTarget) -> Iterator[None]:
+        """Every adapter on the pipeline; what several of them refuse only now is refused together."""
+        refusals: list[FlowBlendError] = []
+        with contextlib.ExitStack() as undo:
+            for adapter in self.adapters:
+                try:
+                    attached = undo.enter_context(adapter.attach(target))
+                except (StackError, AdapterError) as error:
+                    refusals.append(error)
+                    continue
+                if attached is not None:
+                    self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
+            if len(refusals) == 1:
+                raise refusals[0]
+            refuse_together([str(error) for error in refusals])
+            yield
 
     def plan(
         self, num_inference_steps: int, **call_arguments: Any
@@ -169,7 +194,7 @@ class Blend:
             self._router.tape = None
 
     def _refuse_to_replay_what_depends_on_the_past(self) -> None:
-        spanning = [adapter.name for adapter in self.adapters if adapter.traits.spans_stages]
+        spanning = [adapter.name for adapter in self.adapters if adapter.traits_with_options().spans_stages]
         if spanning:
             cause = f"{', '.join(spanning)} carries state from one stage into the next"
         elif self._setting.reentry != "recompute":
@@ -208,7 +233,8 @@ class Blend:
         self.disable()
 
     def _run_generation(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        if [*map(id, called_denoisers(self.pipeline, self._slot))] != [*map(id, self._hosts)]:
+        called = called_denoisers(self.pipeline, self._found.slot)
+        if [*map(id, called)] != [*map(id, self._found.called)]:
             raise RoutingError(
                 f"the denoiser of this {type(self.pipeline).__name__} was replaced after enable(), so its calls cannot "
                 "be routed. Call disable(), then enable() again. To compile it, use pipe.transformer.compile()."
@@ -218,20 +244,20 @@ class Blend:
             verdict = judge_call(self.adapters, self._setting, self.pipeline, arguments)
             verdict.refuse_if_it_must()
             for reason in verdict.of(Composition.INERT):
-                self.trace.note(f"declared inert: {reason}")
+                self.trace.reporter.note(f"declared inert: {reason}")
             callback = arguments.get("callback_on_step_end")
             if callback is not None and not hasattr(callback, "tensor_inputs"):  # diffusers' own are told by class
                 arguments["callback_on_step_end"] = self._router.unrouted(callback)
             return call(**arguments)
 
 
-def _refuse_second_blend(pipe: Any, slot: str) -> None:
+def _refuse_second_blend(pipe: Any, found: PipelineDenoisers) -> None:
     if is_enabled(pipe):
         raise RoutingError(
             f"FlowBlending is already enabled on this {type(pipe).__name__}. Call disable() on the blend that "
             "enable() returned, then enable() again."
         )
-    if any(router_of(host) is not None for host in called_denoisers(pipe, slot)):
+    if any(router_of(host) is not None for host in found.called):
         raise RoutingError(
             "the large denoiser of this pipeline is shared with another pipeline on which FlowBlending is enabled. "
             "Disable it there first, or load the denoiser a second time."
@@ -239,10 +265,11 @@ def _refuse_second_blend(pipe: Any, slot: str) -> None:
 
 
 def _collect_denoisers(
-    pipe: Any, slot: str, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
+    pipe: Any, found: PipelineDenoisers, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
 ) -> dict[str, nn.Module]:
     """Load, check and name the denoisers; a refusal here leaves the pipeline untouched."""
-    denoisers: dict[str, nn.Module] = {"L": getattr(pipe, slot)}
+    slot = found.slot
+    denoisers: dict[str, nn.Module] = {"L": found.called[0]}
     for letter, source in sources.items():
         if source is None:
             continue
@@ -255,7 +282,7 @@ def _collect_denoisers(
             )
         check_blendable(pipe, slot, letter, denoiser, source)
         denoisers[letter] = denoiser
-    for number, host in enumerate(called_denoisers(pipe, slot)):
+    for number, host in enumerate(found.called):
         if not any(host is denoiser for denoiser in denoisers.values()):
             name = f"{slot}_{number + 1}"
             raise PairError(

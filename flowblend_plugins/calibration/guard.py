@@ -10,7 +10,7 @@ from torch import nn
 from ..contract.adapter import AttachTarget
 from ..contract.markers import hookimpl
 from ..step import StepContext
-from ..trace.trace import Trace
+from ..trace.reporter import CallReporter
 from .calibration import Calibration
 
 
@@ -18,7 +18,7 @@ class CalibrationGuard:
     """A plugin of the blend. It looks before the first denoiser call, when adapters have set what they set."""
 
     _pipeline: Any
-    _trace: Trace
+    _trace: CallReporter
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration

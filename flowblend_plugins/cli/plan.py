@@ -18,7 +18,7 @@ from ..schedule import StageSchedule
 
 if TYPE_CHECKING:
     from ..blend import Blend
-    from ..trace.trace import Outcome
+    from ..trace.generation import Outcome
 
 
 @dataclass(frozen=True)

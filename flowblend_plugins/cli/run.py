@@ -148,7 +148,9 @@ class _Stack:
             raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
         planned = self._planned_unloaded(self.num_steps)
         # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
-        plans_ahead = any(type(one).plan is not Adapter.plan or one.traits.changes_timesteps for one in self.adapters)
+        plans_ahead = any(
+            type(one).plan is not Adapter.plan or one.traits_with_options().changes_timesteps for one in self.adapters
+        )
         if plans_ahead or self.stages.needs_sigmas:
             opened = open_pair(*self.pair)
             arguments = _call_arguments(opened, self.adapters, asked | {"prompt": asked["prompt"] or ""})

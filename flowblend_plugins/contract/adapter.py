@@ -14,8 +14,10 @@ if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torc
     from torch import nn
 
     from ..pairs.preset import PairPreset
+    from ..schedule import StageSchedule
     from ..step import StepContext
-    from ..trace.trace import Outcome, Trace
+    from ..trace.generation import Outcome
+    from ..trace.reporter import CallReporter
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,17 @@ class AttachTarget:
     Attributes:
         pipeline: the diffusers pipeline.
         denoisers: letter to denoiser, ``{"L": large, "S": small}`` and any further ones.
-        trace: ``trace.step`` is where the denoiser call in progress stands (``None`` for a call that is not routed),
-            and ``trace.report_outcome("reuse")`` says that it was not computed.
+        trace: the live channel: ``trace.step`` is where the denoiser call in progress stands (``None`` for a call that
+            is not routed), and ``trace.report_outcome("reuse")`` says that it was not computed.
+        schedule: the stage schedule in force.
         reentry: ``"recompute"`` or ``"keep"``: what becomes of cached state when a denoiser returns.
         pair: the registered pair that these denoisers are; ``None`` where they are none that is known.
     """
 
     pipeline: Any
     denoisers: Mapping[str, nn.Module]
-    trace: Trace
+    trace: CallReporter
+    schedule: StageSchedule
     reentry: str = "recompute"
     pair: PairPreset | None = None
 
@@ -73,10 +77,15 @@ class Adapter(abc.ABC):
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
         """Obstacles to the technique on this pipeline beyond the traits, as (what was found, what to do).
 
-        Asked before anything is attached, so that all reasons of a stack are reported at once.
+        Asked before anything is attached, so that all reasons of a stack are reported at once. An adapter that names
+        others as a way out may take a second argument, ``registered``: the adapter classes that users can ask for.
         """
         del pipe
         return ()
+
+    def traits_with_options(self) -> AdapterTraits:
+        """Facts about the technique with these options: :attr:`traits`, unless an option changes them."""
+        return self.traits
 
     def count_timesteps(self, num_inference_steps: int) -> int:
         """Length of the sampler's list of timesteps for this many steps; samplers that call twice a step have more."""

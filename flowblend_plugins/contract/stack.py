@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..extras import how_to_install, is_installed
 from ..pipelines.source import read_source
 from ..schedule import StageSchedule
 from .adapter import Adapter
-from .traits import Composition, Reason, StackSetting, Verdict
+from .traits import AdapterTraits, Composition, Reason, StackSetting, Verdict
 from .verdict import judge
 
 
@@ -35,14 +35,33 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
     )
 
 
-def judge_adapters(adapters: Sequence[Adapter], pipe: Any, setting: StackSetting) -> Verdict:
-    """The verdict on a stack: from traits, and from the obstacles each adapter sees on this pipeline."""
+def judge_adapters(
+    adapters: Sequence[Adapter], pipe: Any, setting: StackSetting, registered: Iterable[type[Adapter]] = ()
+) -> Verdict:
+    """The verdict on a stack: from traits, and from the obstacles each adapter sees on this pipeline.
+
+    Args:
+        adapters: the stack.
+        pipe: the diffusers pipeline.
+        setting: what :func:`setting_of` says of it.
+        registered: adapter classes that a refusal may name as a way out.
+    """
+    registered = tuple(registered)
     obstacles = [
         Reason(Composition.REFUSED, f"{adapter.name!r}: {found}", remedy)
         for adapter in adapters
-        for found, remedy in _missing_package(adapter) or adapter.obstacles(pipe)
+        for found, remedy in _missing_package(adapter) or _obstacles(adapter, pipe, registered)
     ]
-    return judge([(adapter.name, adapter.traits) for adapter in adapters], setting, obstacles)
+    return judge(_facts(adapters), setting, obstacles)
+
+
+def _facts(adapters: Iterable[Adapter]) -> list[tuple[str, AdapterTraits]]:
+    return [(adapter.name, adapter.traits_with_options()) for adapter in adapters]
+
+
+def _obstacles(adapter: Any, pipe: Any, registered: Sequence[type[Adapter]]) -> Iterable[tuple[str, str]]:
+    takes_registered = "registered" in inspect.signature(adapter.obstacles).parameters
+    return adapter.obstacles(pipe, registered=registered) if takes_registered else adapter.obstacles(pipe)
 
 
 def _missing_package(adapter: Adapter) -> list[tuple[str, str]]:
@@ -63,7 +82,7 @@ def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, ar
     known = dataclasses.replace(
         setting, guidance=is_guided(pipe, arguments), num_inference_steps=values.get("num_inference_steps")
     )
-    return judge([(adapter.name, adapter.traits) for adapter in adapters], known)
+    return judge(_facts(adapters), known)
 
 
 def is_guided(pipe: Any, arguments: Mapping[str, Any]) -> bool | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import StackError
@@ -154,9 +154,14 @@ class Verdict:
 
     def refuse_if_it_must(self) -> None:
         """Raise ``StackError`` with all reasons at once if the stack is refused."""
-        refusals = [] if _AUDITED.get() else self.of(Composition.REFUSED)
-        if len(refusals) == 1:
-            raise StackError(str(refusals[0]))
-        if refusals:
-            listed = " ".join(f"({number}) {reason}" for number, reason in enumerate(refusals, start=1))
-            raise StackError(f"this stack cannot work, for {len(refusals)} reasons: {listed}")
+        if not _AUDITED.get():
+            refuse_together([str(reason) for reason in self.of(Composition.REFUSED)])
+
+
+def refuse_together(reasons: Sequence[str]) -> None:
+    """Raise one ``StackError`` with all reasons, each with its remedy; nothing where there is none."""
+    if len(reasons) == 1:
+        raise StackError(reasons[0])
+    if reasons:
+        listed = " ".join(f"({number}) {reason}" for number, reason in enumerate(reasons, start=1))
+        raise StackError(f"this stack cannot work, for {len(reasons)} reasons: {listed}")

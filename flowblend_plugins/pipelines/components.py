@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -69,18 +69,33 @@ def called_denoisers(pipe: Any, slot: str) -> tuple[nn.Module, ...]:
     return tuple(hosts)
 
 
+class PipelineDenoisers(NamedTuple):
+    """Denoisers of a pipeline: the slot of its (first) one, and all that it calls itself."""
+
+    slot: str
+    called: tuple[nn.Module, ...]
+
+
+def denoisers_of(pipe: Any) -> PipelineDenoisers:
+    """The denoisers that a pipeline calls. Raises ``RoutingError`` as :func:`denoiser_slot` does."""
+    slot = denoiser_slot(pipe)
+    return PipelineDenoisers(slot, called_denoisers(pipe, slot))
+
+
 class EnabledPipeline:
     """A pipeline with further denoisers as components, whose calls run through ``run_generation``."""
 
-    def __init__(self, pipe: Any, slot: str, further: Sequence[nn.Module], run_generation: RunGeneration) -> None:
+    def __init__(
+        self, pipe: Any, denoisers: PipelineDenoisers, further: Sequence[nn.Module], run_generation: RunGeneration
+    ) -> None:
         self._pipe = pipe
-        self._slot = slot
+        self._slot = denoisers.slot
         self._further = tuple(further)
         self._run_generation = run_generation
         self._base = type(pipe)
         self._added: dict[str, nn.Module] = {}
-        self._found = {id(m): set(m.__dict__) for m in (*called_denoisers(pipe, slot), *self._further)}
-        self._modules = (*called_denoisers(pipe, slot), *self._further)
+        self._modules = (*denoisers.called, *self._further)
+        self._found = {id(module): set(module.__dict__) for module in self._modules}
 
     def attach(self) -> None:
         pipe = self._pipe

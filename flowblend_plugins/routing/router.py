@@ -21,7 +21,8 @@ from ..contract.traits import REENTRY_POLICIES
 from ..errors import PluginError, RoutingError
 from ..schedule import Assignment, StageSchedule
 from ..step import StepContext
-from ..trace.trace import CallRecord, Trace
+from ..trace.generation import CallRecord
+from ..trace.trace import Trace
 from .clock import Clock
 from .replay import RecordedCall, Tape, checksum, copied
 
@@ -60,6 +61,7 @@ class ModelRouter:
         self.schedule = schedule
         self.reentry = reentry
         self.trace = trace
+        self.reporter = trace.reporter
         self.tape: Tape | None = None
         self._pipeline = pipeline
         self._hosts = hosts
@@ -97,7 +99,7 @@ class ModelRouter:
         self._start_pass()
         error: BaseException | None = None
         try:
-            self.trace.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
+            self.reporter.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
             self._generation_index = len(self.trace.generations) - 1
             self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
             self._answer = self._hooks.flowblend_answer if self._hooks.flowblend_answer.get_hookimpls() else None
@@ -115,7 +117,7 @@ class ModelRouter:
             self._thread = self._routed_thread = None
             self._decision = None
             self._clock.forget()
-            self.trace.end(error)
+            self.reporter.end(error)
             self._hooks.flowblend_generation_finished(pipeline=self._pipeline, trace=self.trace, error=error)
 
     def _start_pass(self) -> None:
@@ -162,10 +164,10 @@ class ModelRouter:
         if self._answer is not None:
             return self._ask(decision.step, args, kwargs)
         step, denoiser, call = decision
-        started = self.trace.start(step)
+        started = self.reporter.start(step)
         if self.tape is None:
             output = call(denoiser, *args, **kwargs)
-            record = self.trace.record(step, started, args, kwargs)
+            record = self.reporter.record(step, started, args, kwargs)
         else:
             output, record = self._call_on_tape(self.tape, decision, started, args, kwargs)
         if self._called is not None:
@@ -175,11 +177,11 @@ class ModelRouter:
     def _ask(self, step: StepContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a ``flowblend_answer`` hook answer, and where none does, the denoiser that was chosen."""
         call = DenoiserCall(step, args, kwargs, functools.partial(self._run, step.denoiser))
-        begun = self.trace.begin_answer(step)
+        begun = self.reporter.begin_answer(step)
         output = self._answer(call=call)  # type: ignore[misc]
         if output is None:
             output = call.run()
-        self.trace.end_answer(begun, step, args, kwargs, call.is_predicted)
+        self.reporter.end_answer(begun, step, args, kwargs, call.is_predicted)
         return output
 
     def _run(self, chosen: str, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -197,9 +199,9 @@ class ModelRouter:
             self._enter(step)
         self._last_run[letter, step.branch] = step.step_index
         with contextlib.nullcontext() if step.branch is None else _context_on(base, denoiser, step, {}):
-            started = self.trace.start(step)
+            started = self.reporter.start(step)
             output = base.__call__(denoiser, *args, **kwargs)
-            record = self.trace.record(step, started, args, kwargs)
+            record = self.reporter.record(step, started, args, kwargs)
         if self._called is not None:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
@@ -216,13 +218,13 @@ class ModelRouter:
         inputs = checksum((args, kwargs))
         found = tape.answer(step, inputs)
         if found is not None:
-            self.trace.report_outcome(found.outcome, found.skipped)
+            self.reporter.report_outcome(found.outcome, found.skipped)
             output = copied(found.output)
-            record = self.trace.record(step, started, args, kwargs)
+            record = self.reporter.record(step, started, args, kwargs)
             tape.keep(found._replace(step=step))
         else:
             output = call(denoiser, *args, **kwargs)
-            record = self.trace.record(step, started, args, kwargs)
+            record = self.reporter.record(step, started, args, kwargs)
             tape.keep(RecordedCall(step, inputs, copied(output), record.outcome, record.skipped))
         return output, record
 
@@ -303,7 +305,7 @@ class ModelRouter:
         if letter not in self._entered_at or self.reentry == "recompute":
             self._reset(letter)
         self._entered_at[letter] = step.step_index
-        self.trace.entered(step)
+        self.reporter.entered(step)
         self._hooks.flowblend_stage_entered(step=step, denoiser=self.denoisers[letter], reentry=self.reentry)
 
     def _reset(self, letter: str, recurse: bool = True) -> None:

@@ -114,7 +114,7 @@ class AdapterContract:
             assert torch.equal(generate(pipe, **self.call), expected), f"{self.never_spec} changes something"
 
     def test_the_first_large_calls_after_the_small_stage_are_computed(self) -> None:
-        if not self.adapter(self.spec).traits.carries_step_state:
+        if not self.adapter(self.spec).traits_with_options().carries_step_state:
             raise SkipTest("this adapter carries nothing from step to step")
         pipe, twin = self.make_pipeline(), self.make_pipeline().transformer
         with self.enabled(pipe, self.round_trip) as blend, seen_calls(blend, "L") as calls:

@@ -1,5 +1,6 @@
 """Records of what ran and what it cost: generations, traces and FLOPs."""
 
-from .trace import Outcome, Trace
+from .generation import Outcome
+from .trace import Trace
 
 __all__ = ["Outcome", "Trace"]

@@ -68,7 +68,9 @@ class Generation:
             if cheap:
                 saved_ms += len(cheap) * (statistics.median(computed) if computed else math.nan) - sum(cheap)
         spent_ms = sum(call.time_ms for call in self.calls)
-        return Saved(num_saved, num_saved / len(self.calls), saved_ms, saved_ms / (spent_ms + saved_ms))
+        whole_ms = spent_ms + saved_ms
+        calls_fraction = num_saved / len(self.calls) if self.calls else 0.0
+        return Saved(num_saved, calls_fraction, saved_ms, saved_ms / whole_ms if whole_ms else 0.0)
 
 
 class Saved(NamedTuple):

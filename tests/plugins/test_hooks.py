@@ -189,7 +189,7 @@ def test_denoiser_called_says_what_an_adapter_reported(recorder: RecordingPlugin
         def report(module: Any, args: Any) -> None:
             assert blend.trace.step is not None
             if blend.trace.step.step_index == 1 and blend.trace.step.branch == "uncond":
-                blend.trace.report_outcome("reuse")
+                blend.trace.reporter.report_outcome("reuse")
 
         pipe.transformer.register_forward_pre_hook(report)
         generate(pipe, 3)

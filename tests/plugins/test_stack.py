@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -12,8 +12,10 @@ import pytest
 from diffusers import AnimateDiffPipeline, HunyuanVideoPipeline, WanVideoToVideoPipeline
 
 import flowblend_plugins as fb
+from flowblend_adapters.step_reduction.flow_euler import FlowEuler
 from flowblend_plugins.contract.stack import judge_adapters, judge_call, setting_of
 from flowblend_plugins.contract.traits import Composition, Family
+from flowblend_plugins.manager import adapters_by_name, make_adapters, make_plugin_manager
 from flowblend_plugins.testing import (
     PipelineSnapshot,
     generate,
@@ -127,3 +129,70 @@ def test_what_the_schedule_and_the_stack_say_reaches_the_verdict() -> None:
     assert settings[0].reentry == "keep"
     assert judge_adapters([Hindered()], pipe, settings[0]).composition is Composition.REFUSED
     assert judge_adapters([Unguided()], pipe, settings[0]).composition is Composition.COMPOSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusesToAttach(Unguided):
+    name: ClassVar[str] = "refuses_to_attach"
+    cause: str = "it is raining"
+
+    def attach(self, target: fb.AttachTarget) -> nullcontext[None]:
+        raise fb.StackError(f"{self.name!r}: {self.cause}. Wait.")
+
+
+def test_what_adapters_refuse_only_when_they_attach_is_told_together() -> None:
+    pipe = tiny_wan_pipeline()
+    snapshot = PipelineSnapshot.of(pipe)
+    one, two = RefusesToAttach(), RefusesToAttach(cause="it is snowing")
+    with pytest.raises(fb.StackError) as refused:
+        fb.enable(pipe, tiny_wan_denoiser(), adapters=[one, "flow_euler", two])
+    assert str(refused.value) == (
+        "this stack cannot work, for 2 reasons: (1) 'refuses_to_attach': it is raining. Wait. "
+        "(2) 'refuses_to_attach': it is snowing. Wait."
+    )
+    with pytest.raises(fb.StackError, match=r"^'refuses_to_attach': it is raining\. Wait\.$"):
+        fb.enable(pipe, tiny_wan_denoiser(), adapters=["flow_euler", one])
+    assert snapshot.differences(pipe) == []
+
+
+def test_an_adapter_whose_traits_depend_on_options_is_judged_by_them() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Optional(Unguided):
+        unguided: bool = True
+
+        def traits_with_options(self) -> fb.AdapterTraits:
+            return replace(self.traits, needs_guidance_off=self.unguided)
+
+    pipe = tiny_wan_pipeline()
+    setting = setting_of(pipe, "transformer", LSL, "recompute")
+    guided = [judge_call([Optional(unguided=un)], setting, pipe, {"guidance_scale": 3.0}) for un in (True, False)]
+    assert [verdict.composition is Composition.REFUSED for verdict in guided] == [True, False]
+    assert Optional(unguided=False).traits is Optional.traits is Unguided.traits
+
+
+def test_no_adapter_rewrites_its_own_traits() -> None:
+    manager = make_plugin_manager()
+    texts = [text for one in adapters_by_name(manager).values() for text in one.suggested]
+    texts += ["distilled(num_inference_steps=4, guidance_scale=3.0)", "distilled_small(sigmas=(0.9, 0.4))"]
+    for adapter in make_adapters(manager, texts):
+        assert "traits" not in vars(adapter), adapter
+
+
+def test_a_refusal_names_solvers_that_are_registered_and_no_others() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unregistered(FlowEuler):
+        name: ClassVar[str] = "unregistered"
+
+    class Registers:
+        @fb.hookimpl
+        def flowblend_register_adapters(self) -> list[type[fb.Adapter]]:
+            return [Registered]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Registered(FlowEuler):
+        name: ClassVar[str] = "registered"
+
+    with pytest.raises(fb.StackError, match="Solvers that LTXPipeline takes") as refused:
+        fb.enable(tiny_ltx_pipeline(), schedule="LLL", adapters=["dpmpp_2m"], plugins=[Registers()])
+    assert "'flow_euler', 'registered', 'unipc'" in str(refused.value)
+    assert "unregistered" not in str(refused.value)

@@ -107,7 +107,7 @@ def test_calls_that_were_not_computed_cost_nothing_and_stay_in_large_only(outcom
 
         def report(*call: Any) -> None:
             if next(answered) % 4 == 3:
-                blend.trace.report_outcome(outcome)
+                blend.trace.reporter.report_outcome(outcome)
 
         handle = pipe.transformer.register_forward_hook(report)
         generate(pipe)

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace.flops import ForwardFlops, count_forward, describe_inputs
-from flowblend_plugins.trace.trace import GenerationFlops, Trace
+from flowblend_plugins.trace.generation import GenerationFlops
+from flowblend_plugins.trace.trace import Trace
 
 TERA = 1e12
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "flops.md").read_text()
@@ -139,11 +140,11 @@ class Generations:
         self._trace = Trace({"L": denoiser(large), "S": denoiser(small)}, StageSchedule.parse("LSL"))
 
     def flops(self, schedule: StageSchedule, num_inference_steps: int) -> GenerationFlops:
-        self._trace.begin(torch.device("cpu"))
+        self._trace.reporter.begin(torch.device("cpu"))
         for index, (letter, stage) in enumerate(schedule.assignments(num_inference_steps)):
             step = StepContext(index, num_inference_steps, None, None, stage, letter, None, 0)
-            self._trace.record(step, self._trace.start(step), (), self._call)
-        self._trace.end(None)
+            self._trace.reporter.record(step, self._trace.reporter.start(step), (), self._call)
+        self._trace.reporter.end(None)
         return self._trace.flops()
 
 

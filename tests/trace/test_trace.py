@@ -22,7 +22,7 @@ from flowblend_plugins.testing import (
     tiny_wan_pipeline,
 )
 from flowblend_plugins.trace.flops import describe_inputs
-from flowblend_plugins.trace.trace import CallRecord, Generation
+from flowblend_plugins.trace.generation import CallRecord, Generation
 
 
 def rows(summary: str) -> list[list[str]]:
@@ -97,7 +97,7 @@ def test_branches_answered_apart_and_outcomes_have_their_own_cells() -> None:
     with fb.enable(pipe, small, "LLL", plugins=[SendUncondToSmall()]) as blend:
         answered = iter(range(100))
         handle = small.register_forward_hook(
-            lambda *call: blend.trace.report_outcome("reuse") if next(answered) % 2 else None
+            lambda *call: blend.trace.reporter.report_outcome("reuse") if next(answered) % 2 else None
         )
         generate(pipe, 5)
         handle.remove()
@@ -267,3 +267,7 @@ def test_device_times_add_up_to_the_time_of_the_generation() -> None:
         torch.cuda.synchronize()
     assert blend.trace.last is not None
     assert 0.0 < sum(call.time_ms for call in blend.trace.last.calls) <= before.elapsed_time(after)
+
+
+def test_an_empty_generation_saved_nothing() -> None:
+    assert Generation(0).saved() == (0, 0.0, 0.0, 0.0)

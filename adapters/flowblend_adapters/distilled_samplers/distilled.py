@@ -71,14 +71,13 @@ class Distilled(Adapter):
         num_steps = solver.num_inference_steps
         assert num_steps is not None
         object.__setattr__(self, "num_inference_steps", num_steps)
-        object.__setattr__(
-            self,
-            "traits",
-            dataclasses.replace(
-                type(self).traits,
-                needs_guidance_off=self.guidance_scale <= 1.0,
-                takes_few_steps=num_steps <= MAX_STEPS_OF_NO_REUSE,
-            ),
+
+    def traits_with_options(self) -> AdapterTraits:
+        assert self.num_inference_steps is not None
+        return dataclasses.replace(
+            self.traits,
+            needs_guidance_off=self.guidance_scale <= 1.0,
+            takes_few_steps=self.num_inference_steps <= MAX_STEPS_OF_NO_REUSE,
         )
 
     def _solver(self, sampler: str, sigmas: tuple[float, ...] | None, flow_shift: float | None) -> Solver:
@@ -108,12 +107,12 @@ class Distilled(Adapter):
 
     def _given(self, target: AttachTarget) -> dict[str, str | None]:
         """Weights by letter, but for those that nobody asked for on a denoiser that the schedule never calls."""
-        called, kind = target.trace.schedule.letters, type(self)
+        called, kind = target.schedule.letters, type(self)
         sides = {"L": (self.large, kind.large), "S": (self.small, kind.small)}
         return {letter: source for letter, (source, own) in sides.items() if letter in called or source != own}
 
     def _refuse_further_denoisers(self, target: AttachTarget) -> None:
-        further = sorted(target.trace.schedule.letters - {"L", "S"})
+        further = sorted(target.schedule.letters - {"L", "S"})
         if further:
             raise StackError(
                 f"{self.name!r} has few-step weights for L and S, and the schedule calls {', '.join(further)} too, "

@@ -66,10 +66,11 @@ class DistilledSmall(Adapter):
             raise ValueError(f"lora_scale={self.lora_scale}: expected a number above 0")
         if self.sigmas is not None:
             UniPC(sigmas=self.sigmas)  # checks them
-            own = dataclasses.replace(
-                type(self).traits, changes_timesteps=True, fixes_sigmas=True, changes_only=frozenset()
-            )
-            object.__setattr__(self, "traits", own)
+
+    def traits_with_options(self) -> AdapterTraits:
+        if self.sigmas is None:
+            return self.traits
+        return dataclasses.replace(self.traits, changes_timesteps=True, fixes_sigmas=True, changes_only=frozenset())
 
     @property
     def num_inference_steps(self) -> int | None:
@@ -188,7 +189,7 @@ class AttachedDistilledSmall:
         except (ValueError, TypeError):  # this sampler's levels depend on the size of the video
             return
         dense = [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
-        letters = [letter for letter, _ in self._target.trace.schedule.assignments(len(dense), dense)]
+        letters = [letter for letter, _ in self._target.schedule.assignments(len(dense), dense)]
         mixed = mix_levels(dense, letters, [float(level) for level in few[0]])
         if mixed is not None and "S" in letters and "L" in letters:
             levels = ", ".join(f"{level:.6g}" for level in mixed.sigmas)

@@ -11,7 +11,7 @@ from flowblend_plugins import StackError
 from flowblend_plugins.pipelines.source import read_source
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
-    from flowblend_plugins.trace.trace import Trace
+    from flowblend_plugins.trace.reporter import CallReporter
 
 
 def guidance_argument(pipe: Any) -> str | None:
@@ -59,7 +59,7 @@ class UnguidedDenoiser:
         trace: of the blend; says which branch a call is.
     """
 
-    def __init__(self, denoiser: Any, trace: Trace) -> None:
+    def __init__(self, denoiser: Any, trace: CallReporter) -> None:
         self._denoiser = denoiser
         self._trace = trace
         self._cond: tuple[int, Any] | None = None

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.trace import Outcome, Trace
+    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins.trace.reporter import CallReporter
 
 
 class Probe:
@@ -55,7 +56,7 @@ def probe_beneath(module: nn.Module) -> Iterator[Probe]:
 def observed_calls(
     denoiser: nn.Module,
     probes: Sequence[Probe],
-    trace: Trace,
+    trace: CallReporter,
     skipped_outcome: Outcome | Callable[[], Outcome],
     before_call: Callable[[StepContext], None],
     skipped_names: Callable[[], frozenset[str]] = frozenset,

@@ -154,8 +154,8 @@ class Solver(Adapter):
         """Plugin that takes part in the blend while this solver is on."""
         return AttachedSolver(self.name, self.num_inference_steps, scheduler)
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        solvers = [solver for solver in known_solvers() if not list(solver._sampler_obstacles(pipe))]
+    def obstacles(self, pipe: Any, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
+        solvers = [one for one in solvers_among(registered) if not list(one._sampler_obstacles(pipe))]
         remedy = f"Solvers that {type(pipe).__name__} takes: {_named(solvers)}." if solvers else "Leave it out."
         for found in self._sampler_obstacles(pipe):
             yield found, remedy
@@ -250,16 +250,9 @@ class Solver(Adapter):
         return "sigmas" in inspect.signature(cls.scheduler_class().set_timesteps).parameters
 
 
-def known_solvers() -> list[type[Solver]]:
-    """Every solver that was imported, by name."""
-
-    def below(parent: type[Solver]) -> Iterator[type[Solver]]:
-        for child in parent.__subclasses__():
-            yield from below(child)
-            if "name" in vars(child):
-                yield child
-
-    return sorted(below(Solver), key=lambda solver: solver.name)
+def solvers_among(adapters: Iterable[type[Adapter]]) -> list[type[Solver]]:
+    """Adapter classes that are solvers, by name."""
+    return sorted((one for one in adapters if issubclass(one, Solver)), key=lambda solver: solver.name)
 
 
 def _moved_by(scheduler: Any) -> str:

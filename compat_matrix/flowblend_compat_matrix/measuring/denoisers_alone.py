@@ -10,7 +10,8 @@ import torch
 from flowblend_plugins.calibration.divergence import Divergence, shadowed
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.hookspecs import Metric
-from flowblend_plugins.trace.trace import GenerationFlops, Trace
+from flowblend_plugins.trace.generation import GenerationFlops
+from flowblend_plugins.trace.trace import Trace
 
 from ..results.cells import CellSpec
 from ..results.matrix_results import BaselineResult

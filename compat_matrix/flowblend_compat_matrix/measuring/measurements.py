@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from flowblend_plugins.errors import FlopCountError
 from flowblend_plugins.hookspecs import Metric
-from flowblend_plugins.trace.trace import Generation, GenerationFlops, Trace
+from flowblend_plugins.trace.generation import Generation, GenerationFlops
+from flowblend_plugins.trace.trace import Trace
 
 from ..results.cell_result import UNNAMED_BRANCH, TimelineRow
 from ..results.cells import CellSpec

@@ -20,7 +20,7 @@ from flowblend_plugins.contract.adapter import arguments_set_by
 from flowblend_plugins.contract.stack import judge_adapters, judge_call, setting_of
 from flowblend_plugins.contract.traits import Composition, Verdict
 from flowblend_plugins.hookspecs import Metric
-from flowblend_plugins.manager import make_adapters, make_plugin_manager
+from flowblend_plugins.manager import adapters_by_name, make_adapters, make_plugin_manager
 from flowblend_plugins.pipelines.components import denoiser_slot
 from flowblend_plugins.trace.generation import CallRecord
 
@@ -117,9 +117,10 @@ class MatrixRunner:
     def declare(self, spec: CellSpec) -> Verdict:
         """The verdict on a cell from the traits of its adapters, before anything runs."""
         bench = self._bench
-        adapters = make_adapters(make_plugin_manager(bench.plugins), spec.stack)
+        manager = make_plugin_manager(bench.plugins)
+        adapters = make_adapters(manager, spec.stack)
         setting = setting_of(bench.pipe, denoiser_slot(bench.pipe), spec.schedule, "recompute")
-        before = judge_adapters(adapters, bench.pipe, setting)
+        before = judge_adapters(adapters, bench.pipe, setting, adapters_by_name(manager).values())
         if before.composition is Composition.REFUSED:
             return before
         call = bench.call_arguments(spec) | arguments_set_by(adapters)

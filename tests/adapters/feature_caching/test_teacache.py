@@ -383,7 +383,7 @@ def test_a_call_outside_a_generation_is_computed_plainly_and_keeps_nothing() -> 
 def test_a_batch_that_changes_is_computed() -> None:
     """Where guidance pauses in a batch of both branches, the residual of two is no residual of one."""
     denoiser = tiny_wan_pipeline().transformer
-    trace = fb.Trace({"L": denoiser}, fb.StageSchedule.parse("LLL"))
+    trace = fb.Trace({"L": denoiser}, fb.StageSchedule.parse("LLL")).reporter
     rule = SkipRule(Polynomial(IDENTITY), threshold=1e6)
     cache = DenoiserCache(denoiser, PROJECTED_TIME, rule, trace)
     decisions = []

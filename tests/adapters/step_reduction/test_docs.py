@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowblend_adapters.step_reduction.solver import known_solvers
+from flowblend_adapters.step_reduction.solver import solvers_among
 from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
 
@@ -32,13 +32,13 @@ def test_the_tables_are_the_solvers_and_their_options() -> None:
     page = (PAGES / "solvers.md").read_text()
     first, second = page.split("| option |", 1)
     named = {name for row in re.findall(r"^\| (`.*?) \|", first, re.M) for name in re.findall(r"`(\w+)`", row)}
-    assert named == {*solvers} == {solver.name for solver in known_solvers()}
+    assert named == {*solvers} == {solver.name for solver in solvers_among(adapters.values())}
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", second, re.M)
     fields = {field.name: repr(field.default) for solver in solvers.values() for field in dataclasses.fields(solver)}  # type: ignore[arg-type]
     assert dict(rows) == fields
 
 
 def test_every_solver_suggests_settings_that_are_its_own() -> None:
-    for solver in known_solvers():
+    for solver in solvers_among(adapters_by_name(make_plugin_manager()).values()):
         assert len(solver.suggested) == 2, solver.name
         assert all(text.startswith(f"{solver.name}(") for text in solver.suggested)

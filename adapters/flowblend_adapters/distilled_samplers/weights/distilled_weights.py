@@ -65,7 +65,7 @@ def choose_sources(
         StackError: weights are missing for a denoiser that the schedule calls.
     """
     sources = {}
-    called = target.trace.schedule.letters
+    called = target.schedule.letters
     for letter, source in given.items():
         if source is None and letter not in called:
             continue

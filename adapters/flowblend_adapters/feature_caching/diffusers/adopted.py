@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.trace import Outcome
+    from flowblend_plugins.trace.generation import Outcome
 
 
 class _NativeKind(NamedTuple):
@@ -103,7 +103,7 @@ class AdoptedDiffusersCache(Adapter):
             if _kind(config).tells_branches_apart:
                 yield stages
             else:
-                setting = setting_of(target.pipeline, "transformer", target.trace.schedule, target.reentry)
+                setting = setting_of(target.pipeline, "transformer", target.schedule, target.reentry)
                 yield _BranchGuard(config, setting.branches_called_apart, stages)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.trace import Outcome
+    from flowblend_plugins.trace.generation import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from .rule import SkipRule
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.trace import Outcome
+    from flowblend_plugins.trace.generation import Outcome
 
     from .state import TeaCacheState
 

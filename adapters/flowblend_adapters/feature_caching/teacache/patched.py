@@ -13,7 +13,7 @@ from torch import nn
 
 from flowblend_plugins import StackError, hookimpl
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace.trace import Trace
+from flowblend_plugins.trace.reporter import CallReporter
 
 from .entries import Entries
 from .uncompiled import uncompiled
@@ -29,7 +29,7 @@ _PREFIXES = (*_STATE_PREFIXES, "teacache_")
 class PatchedDenoiser:
     """One denoiser on which the user's patch runs in a blend."""
 
-    def __init__(self, denoiser: Any, settings: dict[str, Any], trace: Trace) -> None:
+    def __init__(self, denoiser: Any, settings: dict[str, Any], trace: CallReporter) -> None:
         self._denoiser, self._trace = denoiser, trace
         self._settings = settings
         self._fresh = {name: _fresh(name) for name in settings if name.startswith(_STATE_PREFIXES)}
@@ -98,7 +98,7 @@ class PatchedDenoiser:
 class PatchedState:
     """All denoisers of one blend; hears when they enter and when a generation is over."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: CallReporter) -> None:
         self._trace = trace
         self._entries = Entries()
         self._denoisers: dict[int, PatchedDenoiser] = {}

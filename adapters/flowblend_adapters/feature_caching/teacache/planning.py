@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace.trace import Outcome
+from flowblend_plugins.trace.generation import Outcome
 
 from .rule import Accumulator, SkipRule
 from .signals import relative_change, time_signal

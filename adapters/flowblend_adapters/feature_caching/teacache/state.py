@@ -13,7 +13,7 @@ from torch import nn
 
 from flowblend_plugins import RoutingError, hookimpl
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace.trace import Trace
+from flowblend_plugins.trace.reporter import CallReporter
 
 from .block_stack import BlockStack
 from .entries import Entries
@@ -33,7 +33,7 @@ class _Memory:
 class DenoiserCache:
     """Decides for one denoiser, call by call, and keeps the residual of each of its guidance branches."""
 
-    def __init__(self, denoiser: nn.Module, signal: str, rule: SkipRule, trace: Trace) -> None:
+    def __init__(self, denoiser: nn.Module, signal: str, rule: SkipRule, trace: CallReporter) -> None:
         self._rule, self._trace = rule, trace
         self._signal = layout_of(denoiser).signals[signal]
         self._memories: dict[tuple[str | None, int], _Memory] = {}
@@ -99,7 +99,7 @@ class DenoiserCache:
 class TeaCacheState:
     """The caches of one blend; hears when denoisers enter and when a generation is over."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: CallReporter) -> None:
         self._trace = trace
         self._caches: dict[int, DenoiserCache] = {}
         self._entries = Entries()

@@ -36,8 +36,8 @@ def select_timesteps(
     """
     if not calls:
         raise StackError("selecting timesteps takes at least one generation; calls is empty.")
-    for found, remedy in FlowEuler(num_inference_steps=num_dense_steps).obstacles(pipe):
-        raise StackError(f"timesteps cannot be selected on {type(pipe).__name__}: {found}. {remedy}")
+    for found, _ in FlowEuler(num_inference_steps=num_dense_steps).obstacles(pipe):
+        raise StackError(f"timesteps cannot be selected on {type(pipe).__name__}: {found}.")
     levels: list[float] = []
     total = np.zeros((num_dense_steps, num_dense_steps))
     for call in calls:
