@@ -36,7 +36,7 @@ class Trace:
 
     @property
     def step(self) -> StepContext | None:
-        """Where the denoiser call in progress stands; ``None`` between calls."""
+        """Position of the denoiser call in progress; ``None`` between calls."""
         return self.reporter.step
 
     @property

@@ -193,6 +193,6 @@ def test_a_refusal_names_solvers_that_are_registered_and_no_others() -> None:
         name: ClassVar[str] = "registered"
 
     with pytest.raises(fb.StackError, match="Solvers that LTXPipeline takes") as refused:
-        fb.enable(tiny_ltx_pipeline(), schedule="LLL", adapters=["dpmpp_2m"], plugins=[Registers()])
+        fb.enable(tiny_ltx_pipeline(), schedule="LLL", adapters=["sa_solver"], plugins=[Registers()])
     assert "'flow_euler', 'registered', 'unipc'" in str(refused.value)
     assert "unregistered" not in str(refused.value)

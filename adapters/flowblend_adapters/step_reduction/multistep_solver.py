@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from flowblend_plugins import Adapter
 from flowblend_plugins.pipelines.source import read_source
 
 from .attached_solver import AttachedSolver, ForgettingSolver
@@ -23,8 +24,8 @@ class MultistepSolver(Solver):
 
     reset_solver_history_at_switch: bool = False
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
-        yield from super().obstacles(pipe)
+    def obstacles(self, pipe: Any, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
+        yield from super().obstacles(pipe, registered)
         if self.reset_solver_history_at_switch and read_source(pipe).copies_scheduler:
             found = f"{type(pipe).__name__} steps a copy of its sampler too, whose history would not be forgotten"
             yield found, "Leave reset_solver_history_at_switch out."
