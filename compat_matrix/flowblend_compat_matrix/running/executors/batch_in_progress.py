@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 
-from ...measuring.jobs import Batch, Began, Message, Outcome
+from flowblend_plugins.errors import FlowBlendError
+
+from ...measuring.jobs import Batch, Began, Message, Outcome, lost_cell
 from ...results.cells import CellSpec
 
 
@@ -55,3 +58,45 @@ def take_batch(waiting: deque[Batch], pair: str | None) -> Batch:
     batch = next((one for one in waiting if one.pair == pair), waiting[0])
     waiting.remove(batch)
     return batch
+
+
+class Losses:
+    """Recovery from lost workers: their cells go back to those that wait, except for one that keeps costing workers.
+
+    Args:
+        waiting: batches that no worker has; what a lost one had is put in front.
+    """
+
+    def __init__(self, waiting: deque[Batch]) -> None:
+        self._waiting = waiting
+        self._counts = Counter[tuple[str, str | None]]()
+
+    def forget_loading(self, pair: str) -> None:
+        """A pair has been loaded after all, so earlier losses over it were the machine's doing."""
+        del self._counts[pair, None]
+
+    def recover(self, batch: BatchInProgress, failure: str, reason: str, most: int = 1) -> Iterator[Message]:
+        """Put back what a lost worker had; the cell that has cost ``most`` workers is given up.
+
+        Raises:
+            FlowBlendError: the pair costs them, before any cell.
+        """
+        pair, cell = batch.batch.pair, batch.to_blame()
+        is_loading = batch.now.cell is None
+        if cell is None:  # it fell over its own end
+            return
+        key = pair, None if is_loading else cell.id
+        self._counts[key] += 1
+        times = self._counts[key]
+        if is_loading:
+            if times >= most:
+                workers = "a worker was" if times == 1 else f"{times} workers were"
+                raise FlowBlendError(f"pair {pair}: {workers} lost over {batch.now.what}, before any cell. {reason}")
+            self._waiting.appendleft(batch.batch)
+            return
+        if rest := batch.left(without=cell):
+            self._waiting.appendleft(rest)
+        if times < most:
+            self._waiting.appendleft(Batch(pair, (cell,)))  # alone, so that no other cell suffers if it was at fault
+        else:
+            yield lost_cell(pair, cell, failure, reason + (f" So it went {times} times." if times > 1 else ""))

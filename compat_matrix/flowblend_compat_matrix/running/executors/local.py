@@ -16,8 +16,8 @@ from typing import Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ...measuring.jobs import Batch, Message, RunSettings, lost_cell
-from .batch_in_progress import BatchInProgress, take_batch
+from ...measuring.jobs import Batch, Message, RunSettings
+from .batch_in_progress import BatchInProgress, Losses, take_batch
 
 _POLL_S = 0.5
 _GOING_TAKES_S = 5.0
@@ -48,7 +48,8 @@ class LocalExecutor:
             FlowBlendError: a pair cannot be opened, or its baselines cannot be run.
         """
         waiting = deque(batches)
-        workers = [_LocalWorker(settings) for _ in range(min(self.num_workers, len(waiting)))]
+        losses = Losses(waiting)
+        workers = [_LocalWorker(settings, losses) for _ in range(min(self.num_workers, len(waiting)))]
         try:
             for worker in workers:
                 worker.take_from(waiting)
@@ -57,8 +58,6 @@ class LocalExecutor:
                 ready = wait([thing for worker in busy for thing in worker.waitables], _POLL_S)
                 for worker in busy:
                     yield from worker.messages(any(thing in ready for thing in worker.waitables))
-                    if left := worker.left_over():
-                        waiting.appendleft(left)
                 for worker in workers:
                     if not worker.is_busy:
                         worker.take_from(waiting)
@@ -70,20 +69,18 @@ class LocalExecutor:
 class _LocalWorker:
     """One worker process, and another one after it if it is lost."""
 
-    def __init__(self, settings: RunSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RunSettings, losses: Losses) -> None:
+        self._settings, self._losses = settings, losses
         self._process: Any = None
-        self._pipe: Any = None
-        self._hand: BatchInProgress | None = None
+        self._progress: BatchInProgress | None = None
         self._pair: str | None = None
-        self._left_over: Batch | None = None
 
     @property
     def is_busy(self) -> bool:
-        return self._hand is not None
+        return self._progress is not None
 
     @property
-    def waitables(self) -> tuple[Any, ...]:
+    def waitables(self) -> tuple[Connection, int]:
         return self._pipe, self._process.sentinel
 
     def take_from(self, waiting: deque[Batch]) -> None:
@@ -93,18 +90,13 @@ class _LocalWorker:
         batch = take_batch(waiting, self._pair)
         if self._process is None:
             self._start()
-        self._hand, self._pair = BatchInProgress(batch), batch.pair
+        self._progress, self._pair = BatchInProgress(batch), batch.pair
         self._pipe.send(batch)
-
-    def left_over(self) -> Batch | None:
-        """Rest of the batch over which the process was lost; given once."""
-        left, self._left_over = self._left_over, None
-        return left
 
     def messages(self, has_news: bool) -> Iterator[Message]:
         """Messages of the process, and the result of its cell if it is lost."""
-        hand = self._hand
-        while has_news and hand is not None:
+        progress = self._progress
+        while has_news and progress is not None:
             try:
                 if not self._pipe.poll():
                     break
@@ -112,19 +104,19 @@ class _LocalWorker:
             except (EOFError, OSError):
                 break
             if message is None:
-                self._hand = None
+                self._progress = None
                 return
             if isinstance(message, str):
                 raise FlowBlendError(message)
-            hand.hear(message)
+            progress.hear(message)
             yield message
-        if hand is None:
+        if progress is None:
             return
         limit = self._settings.cell_timeout_s
         if not self._process.is_alive() and not self._pipe_has_more():
-            yield from self._lose(hand, *_cause_of_death(self._process.exitcode, self._num_oom_kills))
-        elif limit is not None and hand.is_over(limit):
-            yield from self._lose(hand, "hung", hand.explain_hanging(limit))
+            yield from self._lose(progress, *_cause_of_death(self._process.exitcode, self._num_oom_kills))
+        elif limit is not None and progress.is_over(limit):
+            yield from self._lose(progress, "hung", progress.explain_hanging(limit))
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -144,18 +136,10 @@ class _LocalWorker:
             return self._pipe.poll() and self._process.exitcode == 0
         return False
 
-    def _lose(self, hand: BatchInProgress, failure: str, reason: str) -> Iterator[Message]:
+    def _lose(self, progress: BatchInProgress, failure: str, reason: str) -> Iterator[Message]:
         self.stop()
-        self._hand = None
-        pair, cell = hand.batch.pair, hand.to_blame()
-        if hand.now.cell is None:
-            raise FlowBlendError(
-                f"pair {pair}: the worker process was lost over {hand.now.what}, before any cell. {reason}"
-            )
-        if cell is None:  # it fell over its own end
-            return
-        self._left_over = hand.left(without=cell)
-        yield lost_cell(pair, cell, failure, reason)
+        self._progress = None
+        yield from self._losses.recover(progress, failure, reason)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")

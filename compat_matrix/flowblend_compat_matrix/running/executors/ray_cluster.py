@@ -9,15 +9,15 @@ import platform
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ...measuring.jobs import Baselines, Batch, Message, PairJob, RunSettings, lost_cell
-from .batch_in_progress import BatchInProgress, take_batch
+from ...measuring.jobs import Baselines, Batch, Message, PairJob, RunSettings
+from .batch_in_progress import BatchInProgress, Losses, take_batch
 from .ray_connection import RayConnection
 
 if TYPE_CHECKING:
@@ -79,16 +79,16 @@ class RayExecutor:
         waiting = deque(batches)
         settings = dataclasses.replace(settings, pairs=tuple(_anywhere(order) for order in settings.pairs))
         workers = [self._start(settings) for _ in range(min(self.num_workers, len(waiting)))]
-        losses, failed_starts = Counter[tuple[str, str | None]](), 0
+        losses, failed_starts = Losses(waiting), 0
         last_news = time.monotonic()
         with contextlib.ExitStack() as exits:
             exits.callback(self.close)
             exits.callback(lambda: [worker.stop() for worker in workers])
             # Ray prints what it hears of lost nodes on standard output, which belongs to the results.
             exits.enter_context(contextlib.redirect_stdout(sys.stderr))
-            while waiting or any(worker.hand for worker in workers):
+            while waiting or any(worker.progress for worker in workers):
                 for worker in workers:
-                    if worker.is_ready and worker.hand is None and waiting:
+                    if worker.is_ready and worker.progress is None and waiting:
                         worker.measure(take_batch(waiting, worker.pair))
                 pending = [worker.pending for worker in workers if worker.pending is not None]
                 ready = self._ray.wait(pending, num_returns=1, timeout=_POLL_S)[0]
@@ -98,20 +98,20 @@ class RayExecutor:
                             last_news = time.monotonic()
                             message = worker.hear()
                             if isinstance(message, Baselines):
-                                del losses[message.record.name, None]
+                                losses.forget_loading(message.record.name)
                             if message is not None:
                                 yield message
                         limit = settings.cell_timeout_s
-                        if limit is None or worker.hand is None or not worker.hand.is_over(limit):
+                        if limit is None or worker.progress is None or not worker.progress.is_over(limit):
                             continue
-                        lost, bound = _Lost("hung", worker.hand.explain_hanging(limit)), 1
+                        lost, bound = _Lost("hung", worker.progress.explain_hanging(limit)), 1
                     except _Lost as error:
                         lost, bound = error, _MAX_LOSSES
-                    hand = worker.hand
+                    progress = worker.progress
                     worker.stop()
                     workers.remove(worker)
-                    if hand is not None:
-                        yield from _give_up_or_put_back(hand, lost, bound, losses, waiting)
+                    if progress is not None:
+                        yield from losses.recover(progress, lost.failure, lost.reason, bound)
                     else:
                         failed_starts += 1
                         if failed_starts > _MAX_LOSSES * self.num_workers:
@@ -172,7 +172,7 @@ class _RemoteWorker:
 
     Attributes:
         is_ready: it has started, with the right versions.
-        hand: the batch it has.
+        progress: the batch it has.
         pair: the one it has loaded last.
         pending: what Ray will make ready next.
     """
@@ -181,13 +181,13 @@ class _RemoteWorker:
         self._ray = ray
         self._actor = actor
         self.is_ready = False
-        self.hand: BatchInProgress | None = None
+        self.progress: BatchInProgress | None = None
         self.pair: str | None = None
         self.pending: Any = actor.versions.remote()
 
     def measure(self, batch: Batch) -> None:
         """Begin to measure a batch."""
-        self.hand, self.pair = BatchInProgress(batch), batch.pair
+        self.progress, self.pair = BatchInProgress(batch), batch.pair
         self.pending = self._actor.measure.options(num_returns="streaming").remote(batch)
 
     def hear(self) -> Message | None:
@@ -198,25 +198,25 @@ class _RemoteWorker:
             FlowBlendError: it says that the run cannot go on.
         """
         try:
-            if self.hand is None:
+            if self.progress is None:
                 self._check(self._ray.get(self.pending, timeout=_FETCH_LIMIT_S))
                 self.is_ready, self.pending = True, None
                 return None
             message = self._ray.get(next(self.pending), timeout=_FETCH_LIMIT_S)
         except StopIteration:
-            self.hand = self.pending = None
+            self.progress = self.pending = None
             return None
         except self._ray.exceptions.RayError as error:
             raise _Lost(*_cause_of_loss(error)) from error
         if isinstance(message, str):
             raise FlowBlendError(message)
-        self.hand.hear(message)
+        self.progress.hear(message)
         return message
 
     def stop(self) -> None:
         """End the actor, whatever it is doing."""
         self._ray.kill(self._actor, no_restart=True)
-        self.hand = self.pending = None
+        self.progress = self.pending = None
 
     def _check(self, theirs: dict[str, str]) -> None:
         others = [
@@ -229,36 +229,6 @@ class _RemoteWorker:
                 f"--executor ray: a worker has {', '.join(others)}, so its figures would not be those of this machine. "
                 "Install the same versions on every node."
             )
-
-
-def _give_up_or_put_back(
-    hand: BatchInProgress, lost: _Lost, bound: int, losses: Counter[tuple[str, str | None]], waiting: deque[Batch]
-) -> Iterator[Message]:
-    """Put back what a lost worker had in hand; the cell that has cost ``bound`` workers is given up.
-
-    Raises:
-        FlowBlendError: the pair costs them, before any cell.
-    """
-    pair, cell = hand.batch.pair, hand.to_blame()
-    if cell is None:  # it fell over its own end
-        return
-    is_loading = hand.now.cell is None
-    key = pair, None if is_loading else cell.id
-    losses[key] += 1
-    if is_loading:
-        if losses[key] >= bound:
-            raise FlowBlendError(
-                f"pair {pair}: {losses[key]} workers were lost over {hand.now.what}, before any cell. {lost.reason}"
-            )
-        waiting.appendleft(hand.batch)
-        return
-    if rest := hand.left(without=cell):
-        waiting.appendleft(rest)
-    if losses[key] < bound:
-        waiting.appendleft(Batch(pair, (cell,)))  # alone, so that no other cell suffers if it was at fault
-    else:
-        times = f" So it went {losses[key]} times." if losses[key] > 1 else ""
-        yield lost_cell(pair, cell, lost.failure, lost.reason + times)
 
 
 def _cause_of_loss(error: Exception) -> tuple[str, str]:
