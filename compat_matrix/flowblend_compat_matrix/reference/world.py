@@ -165,8 +165,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
             return scene
 
 
-def _grid(step: int = 1) -> tuple[Video, Video]:
-    axis = np.arange(0, SIZE, step, dtype=np.float32) + 0.5
+def _grid(step: int = 1, size: int = SIZE) -> tuple[Video, Video]:
+    axis = np.arange(0, size, step, dtype=np.float32) + 0.5
     x, y = np.meshgrid(axis, axis)
     return x[None], y[None]
 
@@ -180,7 +180,7 @@ def _local(item: SceneObject, x: Video, y: Video, frames: NDArray[np.float32]) -
     return dx, dy
 
 
-def _distance(item: SceneObject, u: Video, v: Video) -> Field:
+def distance(item: SceneObject, u: Video, v: Video) -> Field:
     """Signed distance to the shape's edge in pixels (a bound where exactness costs more), negative inside."""
     r = item.radius
     if item.shape == "circle":
@@ -199,18 +199,18 @@ def _distance(item: SceneObject, u: Video, v: Video) -> Field:
     raise ValueError(f"no shape is called {item.shape!r}; there are {', '.join(SHAPES)}")
 
 
-def _coverage(distance: Field) -> Field:
+def coverage(signed_distance: Field) -> Field:
     """Anti-aliased share of a pixel that lies inside."""
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    return np.clip(0.5 - signed_distance, 0.0, 1.0)
 
 
-def _wave(position: Video, period: float, phase: float) -> Video:
+def square_wave(position: Video, period: float, phase: float) -> Video:
     """A square wave in -1..1 whose flanks are one pixel wide."""
     angle = position * np.float32(2.0 * np.pi / period) + np.float32(2.0 * np.pi * phase)
     return np.clip(np.sin(angle) * np.float32(period / np.pi), -1.0, 1.0)
 
 
-def _dark_fraction(item: SceneObject, u: Video, v: Video) -> Field | np.float32:
+def dark_fraction(item: SceneObject, u: Video, v: Video) -> Field | np.float32:
     """Share of a pixel that carries the texture's dark ink."""
     if item.texture == "plain":
         return np.float32(0.0)
@@ -218,23 +218,23 @@ def _dark_fraction(item: SceneObject, u: Video, v: Video) -> Field | np.float32:
     along, across = cos * u + sin * v, cos * v - sin * u
     period = item.texture_period
     if item.texture == "striped":
-        return 0.5 + 0.5 * _wave(along, period, 0.0)
+        return 0.5 + 0.5 * square_wave(along, period, 0.0)
     cell_u = along % period - period / 2.0
     cell_v = across % period - period / 2.0
-    return _coverage(np.sqrt(cell_u * cell_u + cell_v * cell_v) - 0.33 * np.float32(period))
+    return coverage(np.sqrt(cell_u * cell_u + cell_v * cell_v) - 0.33 * np.float32(period))
 
 
-def visible_fractions(scene: Scene) -> list[float]:
-    """Share of each object's full area that is in the picture and not covered, over the whole video."""
-    x, y = _grid(2)
+def visible_fractions(scene: Scene, size: int = SIZE) -> list[float]:
+    """Share of each object's full area that is in a picture of ``size`` pixels and not covered, over the video."""
+    x, y = _grid(2, size)
     frames = np.array([0, (NUM_FRAMES - 1) / 2, NUM_FRAMES - 1], dtype=np.float32)
-    masks = [_distance(item, *_local(item, x, y, frames)) < 0 for item in scene.objects]
+    masks = [distance(item, *_local(item, x, y, frames)) < 0 for item in scene.objects]
     margin = np.arange(-SIZE, SIZE, 2, dtype=np.float32) + 1.0
     wide_u, wide_v = np.meshgrid(margin, margin)
     fractions = []
     for index, (item, mask) in enumerate(zip(scene.objects, masks, strict=True)):
         covered = np.any(masks[index + 1 :], axis=0) if index + 1 < len(masks) else np.zeros_like(mask)
-        whole = max(1, int(np.count_nonzero(_distance(item, wide_u, wide_v) < 0))) * len(frames)
+        whole = max(1, int(np.count_nonzero(distance(item, wide_u, wide_v) < 0))) * len(frames)
         fractions.append(float(np.count_nonzero(mask & ~covered)) / whole)
     return fractions
 
@@ -248,9 +248,9 @@ def _render_background(background: Background, x: Video, y: Video, frames: NDArr
     if background.kind == "gradient":
         mix = np.clip(0.5 + (along - SIZE / 2 * (cos + sin)) / SIZE + (phase_u - 0.5) * 0.4, 0.0, 1.0)
     elif background.kind == "stripes":
-        mix = 0.5 + 0.5 * _wave(along, period, phase_u)
+        mix = 0.5 + 0.5 * square_wave(along, period, phase_u)
     elif background.kind == "checkers":
-        mix = 0.5 + 0.5 * _wave(along, period, phase_u) * _wave(across, period, phase_v)
+        mix = 0.5 + 0.5 * square_wave(along, period, phase_u) * square_wave(across, period, phase_v)
     elif background.kind == "blobs":
         scale = np.float32(2.0 * np.pi / (1.3 * period))
         field = np.sin(scale * along + 6.28 * phase_u) + np.sin(scale * across * 0.8 + 6.28 * phase_v)
@@ -270,8 +270,8 @@ def render(scene: Scene) -> Video:
     video = np.broadcast_to(video, (NUM_FRAMES, SIZE, SIZE, 3)).copy()
     for item in scene.objects:
         u, v = _local(item, x, y, frames)
-        alpha = _coverage(_distance(item, u, v))[..., None]
-        ink = np.asarray(_dark_fraction(item, u, v), dtype=np.float32)[..., None]
+        alpha = coverage(distance(item, u, v))[..., None]
+        ink = np.asarray(dark_fraction(item, u, v), dtype=np.float32)[..., None]
         colour = np.array(COLOURS[item.colour], dtype=np.float32)
         video += alpha * (colour * (1.0 - 0.8 * ink) - video)
     return np.clip(video, 0.0, 1.0).astype(np.float32)

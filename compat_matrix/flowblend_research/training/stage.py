@@ -109,6 +109,12 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def clock(device: torch.device) -> float:
+    """Seconds for the books of a stage: of this process's own CPU time, so that neither other work on the cores nor a
+    pause (SIGSTOP) counts as training; of the wall clock where an accelerator does the work."""
+    return time.process_time() if device.type == "cpu" else time.monotonic()
+
+
 def world_size() -> int:
     """Number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
@@ -181,14 +187,15 @@ class Stage:
 
     def _step(self, loss_function: LossFunction) -> float:
         record, settings = self.record, self.settings
-        started = time.monotonic()
+        device = next(self.module.parameters()).device
+        started = clock(device)
         factor = learning_rate_factor(record.steps, self.progress, settings)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = group["full_lr"] * factor
         loss = loss_function(record.steps)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
-        seconds = self._agree(time.monotonic() - started)
+        seconds = self._agree(clock(device) - started)
         nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()

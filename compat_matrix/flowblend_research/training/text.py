@@ -121,10 +121,14 @@ class TextTrainer(nn.Module):
             nn.Linear(TEXT_DIM, 256), nn.SiLU(), nn.Linear(256, sum(self.caption_sizes))
         )
 
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings ``[B, 32, 64]`` of what is text; the rest is zero."""
+        return encode_text(self.tokenizer, self.encoder, texts)
+
     def loss(self, captions: list[Caption]) -> tuple[torch.Tensor, float]:
         """Cross-entropy, and the share of labels that both readers get right."""
         device = self.encoder.device
-        hidden = encode_text(self.tokenizer, self.encoder, [item.text for item in captions])
+        hidden = self.encode([item.text for item in captions])
         pooled = hidden.sum(dim=1) / 8.0
         heads = [
             (self.token_reader(hidden), self.token_sizes, np.stack([token_labels(item) for item in captions])),

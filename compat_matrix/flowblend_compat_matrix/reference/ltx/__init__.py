@@ -1,0 +1,1 @@
+"""The LTX pair: its world, and loading what was trained on it."""
