@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FAST := tests/schedule tests/plugins tests/house tests/report tests/pair tests/exactness/test_oracles.py tests/matrix/test_planning.py
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-distilled behaviour-card clean
+.PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-ltx train-reference-distilled behaviour-card clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -55,6 +55,9 @@ paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: doc
 
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_research.training.wan.train --out out/train-reference
+
+train-reference-ltx: $(INSTALLED)  ## train the LTX pair from nothing (a day on two cores); resumes
+	$(BIN)/python -m flowblend_research.training.ltx.train --out out/train-reference-ltx
 
 train-reference-distilled: $(INSTALLED)  ## distil the embedded pair to 8 and 4 steps (an hour on a CPU); resumes
 	$(BIN)/python -m flowblend_research.training.distillation.train --out out/train-reference-distilled

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .world import BACKGROUNDS, FIELDS, SHAPES, Attribute, Scene, render, sample_scene
+from .world import BACKGROUNDS, FIELDS, SHAPES, WORLD, Attribute, Scene, World
 
 FEATURE_DIM = 48
 _WIDTH = 96
@@ -26,9 +26,9 @@ _FIELD_SIZES = {name: len(values) for name, values in FIELDS.items() if name != 
 class AttributeClassifier(nn.Module):
     """A 3-D convolutional trunk, one attention-pooled reader per shape, and a pooled reader for the whole video."""
 
-    def __init__(self, width: int = _WIDTH) -> None:
+    def __init__(self, width: int = _WIDTH, stride: int = 2) -> None:
         super().__init__()
-        self.config = {"width": width, "feature_dim": FEATURE_DIM}
+        self.config = {"width": width, "feature_dim": FEATURE_DIM, "stride": stride}
         w1, w2 = width // 4, width // 2
 
         def layer(inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> nn.Module:
@@ -37,7 +37,7 @@ class AttributeClassifier(nn.Module):
             return nn.Sequential(conv, nn.GroupNorm(8, outputs), nn.SiLU())
 
         self.trunk = nn.Sequential(
-            layer(3, w1, (1, 5, 5), (1, 2, 2)),
+            layer(3, w1, (1, 5, 5), (1, stride, stride)),
             layer(w1, w2, (3, 3, 3), (2, 2, 2)),
             layer(w2, w2, (1, 3, 3), (1, 1, 1)),
             layer(w2, width, (3, 3, 3), (2, 2, 2)),
@@ -128,7 +128,7 @@ class AttributeClassifier(nn.Module):
     def load(cls, folder: Path) -> AttributeClassifier:
         """Read what `save` wrote; float32, on the CPU, ready to judge."""
         config = json.loads((folder / "config.json").read_text())
-        classifier = cls(width=config["width"])
+        classifier = cls(width=config["width"], stride=config.get("stride", 2))
         classifier.load_state_dict({n: t.float() for n, t in load_file(folder / "model.safetensors").items()})
         return classifier.eval()
 
@@ -150,24 +150,26 @@ def scene_labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     }
 
 
-def _augment(videos: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _augment(videos: torch.Tensor, generator: torch.Generator, max_blur: float) -> torch.Tensor:
     """Blur, as a codec would, a little noise and a little brightness; ``[B, 3, F, H, W]`` in 0..1."""
     size = videos.shape[0]
     smaller = functional.avg_pool3d(videos, (1, 2, 2))
     blurred = functional.interpolate(smaller, size=videos.shape[2:], mode="trilinear", align_corners=False)
-    amount = (torch.rand(size, 1, 1, 1, 1, generator=generator) * 1.6 - 0.6).clamp(0, 1).to(videos.device)
+    amount = (torch.rand(size, 1, 1, 1, 1, generator=generator) * 1.6 - 0.6).clamp(0, 1).mul(max_blur).to(videos.device)
     gain = 1.0 + 0.1 * (torch.rand(size, 1, 1, 1, 1, generator=generator) - 0.5).to(videos.device)
     noise = 0.03 * torch.rand(size, 1, 1, 1, 1, generator=generator).to(videos.device)
     return (torch.lerp(videos, blurred, amount) * gain + noise * torch.randn_like(videos)).clamp(0.0, 1.0)
 
 
-def classifier_batch(seed: tuple[int, ...], size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Augmented world videos ``[B, 3, F, H, W]`` in 0..1 and their labels."""
+def classifier_batch(
+    seed: tuple[int, ...], size: int, world: World = WORLD, max_blur: float = 1.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Augmented world videos ``[B, 3, F, H, W]`` in 0..1 and their labels; ``max_blur`` 1 halves the resolution."""
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng) for _ in range(size)]
-    videos = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 4, 1, 2, 3)
+    scenes = [world.sample_scene(rng) for _ in range(size)]
+    videos = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 4, 1, 2, 3)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    return _augment(videos.contiguous(), generator), scene_labels(scenes)
+    return _augment(videos.contiguous(), generator, max_blur), scene_labels(scenes)
 
 
 def classifier_loss(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..results.json_values import JsonObject
 from .classifier import AttributeClassifier
-from .world import NUM_FRAMES, SIZE, Caption, caption, render, sample_scene
+from .world import NUM_FRAMES, SIZE, WORLD, Caption, World, caption
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -57,15 +57,16 @@ def load_classifier(root: Path = WEIGHTS / "classifier") -> AttributeClassifier:
     return AttributeClassifier.load(root)
 
 
-def evaluation_captions(num: int, seed: int = 1000) -> list[Caption]:
+def evaluation_captions(num: int, seed: int = 1000, world: World = WORLD) -> list[Caption]:
     """Captions of ``num`` scenes that no training saw; the first ones are the same for every ``num``."""
     captions = []
     for index in range(num):
         rng = np.random.default_rng((seed, index))
-        captions.append(caption(sample_scene(rng), rng))
+        captions.append(caption(world.sample_scene(rng), rng))
     return captions
 
 
-def held_out_videos(num: int, seed: int = 2000) -> NDArray[np.float32]:
-    """World videos that no training saw: ``[num, 9, 64, 64, 3]`` float32 in 0..1."""
-    return np.stack([render(sample_scene(np.random.default_rng((seed, index)))) for index in range(num)])
+def held_out_videos(num: int, seed: int = 2000, world: World = WORLD) -> NDArray[np.float32]:
+    """World videos that no training saw: ``[num, 9, 64, 64, 3]`` float32 in 0..1 (for the first world)."""
+    scenes = [world.sample_scene(np.random.default_rng((seed, index))) for index in range(num)]
+    return np.stack([world.render(scene) for scene in scenes])

@@ -10,6 +10,7 @@ Everything follows from a `numpy.random.Generator`; the same seed gives the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -308,3 +309,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "motion": tuple(MOTIONS),
 }
 """What a caption may say of an object. In labels, 0 is "not said" and value ``i`` is ``i + 1``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a pair is trained and judged on: how scenes are drawn, and how a scene looks as a video."""
+
+    sample_scene: Callable[[np.random.Generator], Any]
+    render: Callable[[Any], Video]
+
+
+WORLD = World(sample_scene=sample_scene, render=render)
+"""The world of the first pair: 9 frames of 64x64."""

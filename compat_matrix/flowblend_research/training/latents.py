@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from flowblend_compat_matrix.reference.world import Video, World, caption
+
 from .stage import LossFunction
 from .trainer import Job
 
@@ -69,6 +71,16 @@ def encode_shard(
     partial = target.with_suffix(".partial")
     save_file({"latents": torch.cat(latents).contiguous()}, partial)
     partial.replace(target)
+
+
+def drawing(world: World) -> Callable[[np.random.Generator], tuple[Video, list[str]]]:
+    """What draws one video of a world, and captions of it."""
+
+    def draw(rng: np.random.Generator) -> tuple[Video, list[str]]:
+        scene = world.sample_scene(rng)
+        return world.render(scene), [caption(scene, rng).text for _ in range(CAPTIONS_PER_VIDEO)]
+
+    return draw
 
 
 def has_data(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""One training stage: a loop against the wall clock that can be stopped at any step and picked up again."""
+"""One training stage: a loop against a clock that can be stopped at any step and picked up again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Settings that a stage is trained with; after ``minutes`` of wall-clock time the learning rate is a hundredth."""
+    """Settings that a stage is trained with; after ``minutes`` (of `clock`) the learning rate is a hundredth."""
 
     minutes: float = 1.0
     learning_rate: float
@@ -61,12 +61,12 @@ def learning_rate_factor(step: int, progress: float, settings: StageSettings) ->
 
 
 def use_bfloat16_products(module: nn.Module) -> bool:
-    """Let the linear layers of a CPU with matrix tiles (AMX) multiply in bfloat16 and leave the rest in float32.
+    """Let the linear layers of a CPU that can (AMX, AVX512-BF16) multiply in bfloat16; the rest stays float32.
 
-    Autocast would keep activations in bfloat16 too, which is slower than float32 here: what the tiles gain, the mixed
-    elementwise operations lose. Returns whether anything was changed. Parameters are untouched.
+    Autocast would keep activations in bfloat16 too, which is slower than float32 here: what the products gain, the
+    mixed elementwise operations lose. Returns whether anything was changed. Parameters are untouched.
     """
-    if not torch.cpu._is_amx_tile_supported():
+    if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return False
 
     def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -80,8 +80,8 @@ def use_bfloat16_products(module: nn.Module) -> bool:
 
 
 def compiled(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module through `torch.compile` (twice as fast here), or as it is where there is no compiler."""
-    if device.type == "cpu" and not use_bfloat16_products(module):
+    """The module through `torch.compile` where that pays (with AMX and on GPUs: twice as fast), or as it is."""
+    if device.type == "cpu" and not (use_bfloat16_products(module) and torch.cpu._is_amx_tile_supported()):
         return module
     try:
         faster = torch.compile(module, dynamic=False)
@@ -110,8 +110,10 @@ def rank() -> int:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds for the books of a stage: of this process's own CPU time, so that neither other work on the cores nor a
-    pause (SIGSTOP) counts as training; of the wall clock where an accelerator does the work."""
+    """Seconds that count as training: CPU time of this process, or wall-clock time where an accelerator works.
+
+    Neither other work on the cores nor a pause (SIGSTOP) uses up the time of a stage.
+    """
     return time.process_time() if device.type == "cpu" else time.monotonic()
 
 
@@ -156,7 +158,10 @@ class Stage:
         device = next(self.module.parameters()).device
         self.record = StageRecord(**json.loads((self.folder / "record.json").read_text()))
         self.module.load_state_dict(load_file(self.folder / "model.safetensors", device=str(device)))
-        self.average = load_file(self.folder / "average.safetensors", device=str(device))
+        average = load_file(self.folder / "average.safetensors", device=str(device))
+        self.average = {name: tensor.float() for name, tensor in average.items()}
+        if not (self.folder / "optimisers.pt").exists():
+            return  # a checkpoint from the repository; momenta are rebuilt in some dozens of steps
         states = torch.load(self.folder / "optimisers.pt", weights_only=True, map_location=device)
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(state)

@@ -34,7 +34,7 @@ class Job:
     Attributes:
         name: of the stage.
         out: folder with a folder for every stage.
-        minutes: wall-clock time of a stage that trains; ``max_steps`` bounds it too (0: no limit).
+        minutes: time of a stage that trains (`stage.clock`); ``max_steps`` bounds it too (0: no limit).
         rank, world_size: this process among those that share the stage.
         num_shards: that a data set has.
     """

@@ -25,6 +25,7 @@ from ..world import (
     Scene,
     SceneObject,
     Video,
+    World,
     coverage,
     dark_fraction,
     distance,
@@ -33,11 +34,11 @@ from ..world import (
 )
 
 SIZE = 32
-NUM_FRAMES = 9
+NUM_FRAMES = 5
 RADIUS = 7.0
 SPEED = 1.0
 GRID = 4
-"""Objects stand on a grid of 4 pixels and move 1 a frame: half a latent cell a latent frame."""
+"""Objects stand on a grid of 4 pixels and move 1 a frame: a quarter of a latent cell a latent frame."""
 
 BACKGROUNDS = ("gradient", "stripes", "checkers", "blobs")
 DETAIL_EXPONENT = 1.25
@@ -79,7 +80,7 @@ def _sample_object(rng: np.random.Generator, shape: str) -> SceneObject:
         radius=RADIUS,
         speed=0.0 if motion == "still" else SPEED,
         centre=(centre[0], centre[1]),
-        texture_period=6.0,
+        texture_period=7.0,
         texture_angle=float(rng.choice((np.pi / 4.0, -np.pi / 4.0))),
     )
 
@@ -89,7 +90,7 @@ def _sample_background(rng: np.random.Generator) -> Background:
     return Background(
         kind=str(rng.choice(BACKGROUNDS)),
         colours=PALETTES[int(rng.integers(len(PALETTES)))],
-        period=8.0,
+        period=12.0,
         phase=(int(rng.integers(4)) / 4.0, int(rng.integers(4)) / 4.0),
         angle=np.pi / 4.0 * int(rng.integers(4)),
         pan=(float(pan[0]), float(pan[1])),
@@ -152,7 +153,10 @@ def render(scene: DetailedScene) -> Video:
         v = y - np.float32(item.centre[1]) - frames * np.float32(direction[1])
         ink = np.asarray(dark_fraction(item, u, v), dtype=np.float32)[..., None]
         shade = _moved(power_law_field(rng, DETAIL_EXPONENT), (direction[0], direction[1]))[..., None]
-        colour = np.array(COLOURS[item.colour], dtype=np.float32) * (0.9 - 0.65 * ink)
+        colour = np.array(COLOURS[item.colour], dtype=np.float32) * (0.9 - 0.55 * ink)
         video += coverage(distance(item, u, v))[..., None] * (colour + np.float32(DETAIL_AMPLITUDE) * shade - video)
     return np.clip(video, 0.0, 1.0).astype(np.float32)
 
+
+LTX_WORLD = World(sample_scene=sample_scene, render=render)
+"""The world of the LTX pair: 5 frames of 32x32."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from flowblend_compat_matrix.reference.classifier import AttributeClassifier, classifier_batch, classifier_loss
-from flowblend_compat_matrix.reference.world import Video, caption, render, sample_scene
+from flowblend_compat_matrix.reference.classifier import AttributeClassifier
+from flowblend_compat_matrix.reference.world import WORLD
 
-from ..latents import CAPTIONS_PER_VIDEO, LatentDataset, denoising, encode_shard, load_dataset
+from ..classifying import classifying
+from ..latents import LatentDataset, denoising, drawing, encode_shard, load_dataset
 from ..stage import LossFunction, StageSettings, compiled, move
 from ..text import TextTrainer, caption_batch, encode_text
 from ..trainer import Job, Recipe, main
@@ -59,19 +59,8 @@ def _text(job: Job) -> tuple[nn.Module, LossFunction]:
 
 
 def _classifier(job: Job) -> tuple[nn.Module, LossFunction]:
-    classifier = AttributeClassifier().to(job.device)
-    codec = move(load_codec(job.out), job.device)
-
-    def loss(step: int) -> torch.Tensor:
-        videos, labels = classifier_batch((5, step), 24)
-        videos, labels = videos.to(job.device), {name: label.to(job.device) for name, label in labels.items()}
-        if step % 4 == 3:  # a few as it will see generated videos: through the codec
-            with torch.no_grad(), torch.autocast(job.device.type, torch.bfloat16):
-                decoded = codec.decode(encode_mean(codec, videos[:8] * 2.0 - 1.0), return_dict=False)[0]
-            videos[:8] = decoded.float() * 0.5 + 0.5
-        return classifier_loss(classifier, videos, labels)
-
-    return classifier, loss
+    classifier = AttributeClassifier()
+    return classifier, classifying(job, classifier, load_codec(job.out), WORLD)
 
 
 def _denoiser(job: Job) -> tuple[nn.Module, LossFunction]:
@@ -88,12 +77,6 @@ def _denoiser(job: Job) -> tuple[nn.Module, LossFunction]:
     )
 
 
-def draw(rng: np.random.Generator) -> tuple[Video, list[str]]:
-    """One video of the world, and captions of it."""
-    scene = sample_scene(rng)
-    return render(scene), [caption(scene, rng).text for _ in range(CAPTIONS_PER_VIDEO)]
-
-
 def _data(job: Job) -> Callable[[int], None]:
     codec = move(load_codec(job.out), job.device)
     use_fast_norms(codec)
@@ -101,7 +84,7 @@ def _data(job: Job) -> Callable[[int], None]:
     def encode(videos: torch.Tensor) -> torch.Tensor:
         return encode_mean(codec, videos.to(job.device))
 
-    return lambda shard: encode_shard(job.folder, shard, SHARD_SIZE, draw, encode)
+    return lambda shard: encode_shard(job.folder, shard, SHARD_SIZE, drawing(WORLD), encode)
 
 
 def _export(out: Path, weights: Path) -> None:

@@ -30,7 +30,7 @@ def make_encoder() -> T5EncoderModel:
 def encode_text(
     tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel, texts: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt embeddings ``[B, 32, 64]`` and their mask ``[B, 32]``, as `LTXPipeline` makes them: no mask in the encoder."""
+    """Prompt embeddings ``[B, 32, 64]`` and their mask ``[B, 32]``, as `LTXPipeline` makes them."""
     tokens = tokenizer(
         texts, padding="max_length", max_length=MAX_SEQUENCE_LENGTH, truncation=True, return_tensors="pt"
     ).to(encoder.device)

@@ -13,8 +13,10 @@ from .text import TEXT_DIM
 
 LATENT_FRAMES, LATENT_SIZE = 3, 4
 NUM_TOKENS = LATENT_FRAMES * LATENT_SIZE**2
-SPATIAL_RATIO, TEMPORAL_RATIO, FRAME_RATE = 8, 4, 25
-CAPTION_DROPOUT = 0.1
+SPATIAL_RATIO, TEMPORAL_RATIO, FRAME_RATE = 8, 2, 25
+CONDITION_FRACTION = 0.2
+"""The share of batches that are called as `LTXConditionPipeline` calls."""
+
 CONDITION_NOISE_SCALE = 0.15
 """The noise that `LTXConditionPipeline` puts on a frame it is given, by its default."""
 
@@ -29,11 +31,11 @@ class DenoiserSize:
 
 
 LARGE = DenoiserSize(num_heads=6, num_layers=7)
-SMALL = DenoiserSize(num_heads=3, num_layers=4)
+SMALL = DenoiserSize(num_heads=4, num_layers=3)
 
 
 def make_denoiser(size: DenoiserSize) -> LTXVideoTransformer3DModel:
-    """An untrained `LTXVideoTransformer3DModel`. A token is 48 values, half the small one's width."""
+    """An untrained `LTXVideoTransformer3DModel`. A token is 64 values, half the small one's width."""
     return LTXVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -46,7 +48,7 @@ def make_denoiser(size: DenoiserSize) -> LTXVideoTransformer3DModel:
 
 
 def video_coordinates() -> torch.Tensor:
-    """Where tokens stand as `LTXConditionPipeline` counts, ``[3, 48]``: seconds, rows, columns (its first frame is 0)."""
+    """Where tokens stand as `LTXConditionPipeline` counts, ``[3, 48]``: seconds, rows, columns."""
     frames = (torch.arange(LATENT_FRAMES) * TEMPORAL_RATIO + 1 - TEMPORAL_RATIO).clamp(min=0) / FRAME_RATE
     places = torch.arange(LATENT_SIZE) * float(SPATIAL_RATIO)
     return torch.stack(torch.meshgrid(frames, places, places, indexing="ij")).flatten(1)
@@ -58,21 +60,20 @@ def flow_matching_loss(
     prompts: torch.Tensor,
     mask: torch.Tensor,
     generator: torch.Generator,
-    *,
-    condition: bool = False,
+    condition_fraction: float = CONDITION_FRACTION,
 ) -> torch.Tensor:
     """Mean squared error of the velocity ``noise - x0`` at ``x = (1 - sigma) x0 + sigma noise``, sigma uniform.
 
-    ``latents`` are normalised tokens ``[B, 48, 48]``, ``prompts`` ``[B, 32, 64]`` with their ``mask`` ``[B, 32]``;
-    ``generator`` is on the CPU. With ``condition`` tokens are called as `LTXConditionPipeline` calls them (its
-    coordinates, a timestep for every token), and half of the videos are given their first latent frame.
+    ``latents`` are normalised tokens ``[B, 48, 64]``, ``prompts`` ``[B, 32, 64]`` with their ``mask`` ``[B, 32]``;
+    ``generator`` is on the CPU. A ``condition_fraction`` of the batches is called as `LTXConditionPipeline` calls (its
+    coordinates, a timestep for every token), and half of the videos in them are given their first latent frame.
     """
     device, size = latents.device, latents.shape[0]
     sigmas = torch.rand(size, generator=generator).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     level = sigmas.view(-1, 1, 1)
     noisy, target = (1.0 - level) * latents + level * noise, noise - latents
-    if not condition:
+    if float(torch.rand(1, generator=generator)) >= condition_fraction:
         scale = (TEMPORAL_RATIO / FRAME_RATE, SPATIAL_RATIO, SPATIAL_RATIO)
         velocity = denoiser(
             noisy,

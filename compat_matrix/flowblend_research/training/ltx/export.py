@@ -1,0 +1,87 @@
+"""From training checkpoints to what ships: `save_pretrained` folders in float16, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from torch import nn
+
+from flowblend_compat_matrix.reference.classifier import AttributeClassifier
+
+from ..latents import has_data, load_dataset
+from ..stage import load_average
+from .codec import make_codec
+from .denoisers import LARGE, SMALL, DenoiserSize, make_denoiser
+from .text import LTXTextTrainer
+
+CLASSIFIER_STRIDE = 1
+
+
+def load_codec(out: Path) -> AutoencoderKLLTXVideo:
+    """The trained codec, with the statistics of the data's latents once there is data."""
+    codec = make_codec()
+    load_average(codec, out / "codec")
+    if has_data(out / "data"):
+        latents = load_dataset(out / "data").latents[:4096].float()
+        cast(torch.Tensor, codec.latents_mean).copy_(latents.mean(dim=(0, 2, 3, 4)))
+        cast(torch.Tensor, codec.latents_std).copy_(latents.std(dim=(0, 2, 3, 4)))
+    return codec
+
+
+def load_text(out: Path) -> LTXTextTrainer:
+    """The trained text encoder and its tokenizer."""
+    trainer = LTXTextTrainer()
+    load_average(trainer, out / "text")
+    return trainer
+
+
+def make_classifier() -> AttributeClassifier:
+    """An untrained judge of videos of 32x32."""
+    return AttributeClassifier(stride=CLASSIFIER_STRIDE)
+
+
+def load_denoiser(size: DenoiserSize, folder: Path) -> LTXVideoTransformer3DModel:
+    """A trained denoiser."""
+    denoiser = make_denoiser(size)
+    load_average(denoiser, folder)
+    return denoiser
+
+
+def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The sampler that LTX-Video ships with; its shift depends on the number of tokens."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+
+
+def _half(module: nn.Module) -> Any:
+    return nn.Module.half(module)
+
+
+def export(out: Path, weights: Path) -> None:
+    """Write ``large/``, ``small/`` and ``classifier/`` into ``weights`` from the checkpoints in ``out``.
+
+    A stage that has not been started is written with its initial weights. The text encoder stays float32: it is
+    small, and transformers would otherwise load it as float16 for whoever does not name a type.
+    """
+    text = load_text(out)
+    pipeline = LTXPipeline(
+        scheduler=make_scheduler(),
+        vae=_half(load_codec(out)),
+        text_encoder=text.encoder,
+        tokenizer=cast(Any, text.tokenizer),
+        transformer=_half(load_denoiser(LARGE, out / "large")),
+    )
+    pipeline.save_pretrained(weights / "large", safe_serialization=True)
+    _half(load_denoiser(SMALL, out / "small")).save_pretrained(weights / "small", safe_serialization=True)
+    classifier = make_classifier()
+    load_average(classifier, out / "classifier")
+    classifier.save(weights / "classifier")
