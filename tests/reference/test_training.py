@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowblend_research.training.latents import encode_shard, load_dataset
+from flowblend_compat_matrix.reference.world import WORLD
+from flowblend_research.training.latents import drawing, encode_shard, load_dataset
 from flowblend_research.training.optimiser import Muon, orthogonalise
 from flowblend_research.training.stage import Stage, StageSettings, learning_rate_factor
 from flowblend_research.training.trainer import Job, is_complete
@@ -147,7 +148,7 @@ def test_data_is_encoded_once_and_the_same_each_time(tmp_path):
     codec = make_codec().eval()
 
     def encode(folder):
-        encode_shard(folder, 0, 3, train.draw, lambda videos: encode_mean(codec, videos))
+        encode_shard(folder, 0, 3, drawing(WORLD), lambda videos: encode_mean(codec, videos))
 
     for folder in ("a", "b"):
         encode(tmp_path / folder)
