@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from flowblend_compat_matrix.reference.text import MAX_SEQUENCE_LENGTH, TEXT_DIM, TextTrainer, vocabulary
+from ..text import MAX_SEQUENCE_LENGTH, TEXT_DIM, TextTrainer, vocabulary
 
 
 def make_encoder() -> T5EncoderModel:

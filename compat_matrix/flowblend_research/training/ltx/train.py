@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from flowblend_compat_matrix.reference.ltx.world import LTX_WORLD
-from flowblend_compat_matrix.reference.text import caption_batch
 
 from ..classifying import classifying
 from ..latents import LatentDataset, denoising, drawing, encode_shard, load_dataset
 from ..stage import LossFunction, StageSettings, compiled, move
+from ..text import caption_batch
 from ..trainer import Job, Recipe, main
 from .codec import codec_batch, codec_loss, encode_mean, make_codec, normalise, prepare_for_training, use_fast_norms
 from .denoisers import LARGE, SMALL, flow_matching_loss, make_denoiser
