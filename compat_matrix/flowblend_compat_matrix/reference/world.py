@@ -96,6 +96,8 @@ class Scene:
 
     objects: tuple[SceneObject, ...]
     background: Background
+    detail_seed: int = 0
+    """Seed of random detail, in worlds that draw any."""
 
 
 @dataclass(frozen=True)
@@ -313,10 +315,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a pair is trained and judged on: how scenes are drawn, and how a scene looks as a video."""
+    """Videos that a pair is trained and judged on: how scenes are drawn, and how a scene looks."""
 
-    sample_scene: Callable[[np.random.Generator], Any]
-    render: Callable[[Any], Video]
+    sample_scene: Callable[[np.random.Generator], Scene]
+    render: Callable[[Scene], Video]
 
 
 WORLD = World(sample_scene=sample_scene, render=render)

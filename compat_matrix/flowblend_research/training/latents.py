@@ -74,7 +74,7 @@ def encode_shard(
 
 
 def drawing(world: World) -> Callable[[np.random.Generator], tuple[Video, list[str]]]:
-    """What draws one video of a world, and captions of it."""
+    """Function that draws one video of a world, and captions of it."""
 
     def draw(rng: np.random.Generator) -> tuple[Video, list[str]]:
         scene = world.sample_scene(rng)

@@ -9,8 +9,6 @@ Everything follows from a `numpy.random.Generator`; the same seed gives the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,13 +46,6 @@ DETAIL_AMPLITUDE = 0.1
 """Root mean square of the detail, of RGB values in 0..1."""
 
 _TORUS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetailedScene(Scene):
-    """A scene with the seed of its random detail."""
-
-    detail_seed: int
 
 
 def power_law_field(rng: np.random.Generator, exponent: float, size: int = _TORUS) -> NDArray[np.float32]:
@@ -97,11 +88,11 @@ def _sample_background(rng: np.random.Generator) -> Background:
     )
 
 
-def sample_scene(rng: np.random.Generator) -> DetailedScene:
+def sample_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene of one or two objects, each of which can be seen (`MIN_VISIBLE_FRACTION`)."""
     while True:
         shapes = rng.permutation(SHAPES)[: int(rng.integers(1, 3))]
-        scene = DetailedScene(
+        scene = Scene(
             objects=tuple(_sample_object(rng, str(shape)) for shape in shapes),
             background=_sample_background(rng),
             detail_seed=int(rng.integers(2**31)),
@@ -118,7 +109,7 @@ def _moved(field: NDArray[np.float32], motion: tuple[float, float]) -> NDArray[n
     return np.stack(frames)[:, :SIZE, :SIZE]
 
 
-def _render_background(scene: DetailedScene, rng: np.random.Generator) -> NDArray[np.float32]:
+def _render_background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     background = scene.background
     axis = np.arange(_TORUS, dtype=np.float32) + 0.5
     x, y = np.meshgrid(axis, axis)
@@ -140,7 +131,7 @@ def _render_background(scene: DetailedScene, rng: np.random.Generator) -> NDArra
     return np.stack([_moved(picture[..., channel], background.pan) for channel in range(3)], axis=-1)
 
 
-def render(scene: DetailedScene) -> Video:
+def render(scene: Scene) -> Video:
     """Draw a scene: ``[NUM_FRAMES, SIZE, SIZE, 3]`` float32 in 0..1, anti-aliased."""
     rng = np.random.default_rng(scene.detail_seed)
     video = _render_background(scene, rng)

@@ -50,14 +50,14 @@ def _root_mean_square_norm(self: RMSNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def use_fast_norms(codec: nn.Module) -> None:
-    """For training only: diffusers' norm without its detour through float32."""
+    """Replace diffusers' norm, for training only, by one without a detour through float32."""
     for module in codec.modules():
         if isinstance(module, RMSNorm) and module.weight is None:
             module.forward = types.MethodType(_root_mean_square_norm, module)
 
 
 def codec_batch(step: int, seed: int, num_videos: int, device: torch.device) -> torch.Tensor:
-    """The data of one step, ``[B, 3, F, 32, 32]`` in -1..1: single frames before `IMAGE_STEPS`, then whole videos."""
+    """Videos of one step, ``[B, 3, F, 32, 32]`` in -1..1: single frames before `IMAGE_STEPS`, then whole videos."""
     rng = np.random.default_rng((seed, step))
     videos = np.stack([render(sample_scene(rng)) for _ in range(num_videos)])
     batch = torch.from_numpy(videos).to(device).permute(0, 4, 1, 2, 3).contiguous() * 2.0 - 1.0
@@ -67,7 +67,7 @@ def codec_batch(step: int, seed: int, num_videos: int, device: torch.device) -> 
 
 
 def codec_loss(codec: AutoencoderKLLTXVideo, videos: torch.Tensor, step: int) -> torch.Tensor:
-    """How far what is decoded is from ``videos``; edges weigh more and more over the first thousand steps."""
+    """Distance of the decoded videos from ``videos``; edges weigh more and more over the first thousand steps."""
     with torch.autocast(videos.device.type, torch.bfloat16):
         posterior = codec.encode(videos, return_dict=False)[0]
         output = codec.decode(posterior.sample(), return_dict=False)[0]

@@ -23,7 +23,7 @@ CONDITION_NOISE_SCALE = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserSize:
-    """What differs between the large and the small denoiser."""
+    """Sizes that differ between the large and the small denoiser."""
 
     num_heads: int
     num_layers: int
@@ -35,7 +35,7 @@ SMALL = DenoiserSize(num_heads=4, num_layers=3)
 
 
 def make_denoiser(size: DenoiserSize) -> LTXVideoTransformer3DModel:
-    """An untrained `LTXVideoTransformer3DModel`. A token is 64 values, half the small one's width."""
+    """Make an untrained `LTXVideoTransformer3DModel` of a size. A token is 64 values, half the small one's width."""
     return LTXVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -48,7 +48,7 @@ def make_denoiser(size: DenoiserSize) -> LTXVideoTransformer3DModel:
 
 
 def video_coordinates() -> torch.Tensor:
-    """Where tokens stand as `LTXConditionPipeline` counts, ``[3, 48]``: seconds, rows, columns."""
+    """Coordinates of the tokens, as `LTXConditionPipeline` counts, ``[3, 48]``: seconds, rows, columns."""
     frames = (torch.arange(LATENT_FRAMES) * TEMPORAL_RATIO + 1 - TEMPORAL_RATIO).clamp(min=0) / FRAME_RATE
     places = torch.arange(LATENT_SIZE) * float(SPATIAL_RATIO)
     return torch.stack(torch.meshgrid(frames, places, places, indexing="ij")).flatten(1)

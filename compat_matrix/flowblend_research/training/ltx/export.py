@@ -1,4 +1,4 @@
-"""From training checkpoints to what ships: `save_pretrained` folders in float16, safetensors only."""
+"""Export training checkpoints to `save_pretrained` folders, in float16 and safetensors only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_classifier() -> AttributeClassifier:
 
 
 def load_denoiser(size: DenoiserSize, folder: Path) -> LTXVideoTransformer3DModel:
-    """A trained denoiser."""
+    """Make a denoiser and load its trained weights."""
     denoiser = make_denoiser(size)
     load_average(denoiser, folder)
     return denoiser
