@@ -19,6 +19,8 @@ from torch import nn
 from ..errors import PairError
 from .configs import configs_of_folder, diffusers_class, kind_of, read_json
 from .facts import Config
+from .single_file import find_single_file, refuse_not_finite
+from .stored_file import StoredFile, stored_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -77,19 +79,25 @@ class StoredDenoiser:
                 f"{self.denoiser_class.__name__} are missing, {sorted(info['missing_keys'])[0]} among them, and would "
                 "stay random. Download or save the denoiser again."
             )
+        for name, tensor in denoiser.state_dict().items():
+            refuse_not_finite(self.source, name, tensor)
         return denoiser
 
 
-def find_denoiser(source: str | Path, slot: str) -> StoredDenoiser:
-    """Find a denoiser by folder or hub id and read its configs; no weights yet.
+def find_denoiser(source: str | Path, slot: str) -> StoredDenoiser | StoredFile:
+    """Find a denoiser by folder, single file or hub id and read its configs; no weights yet.
 
     Args:
-        source: a folder (of a pipeline or of a denoiser) or a hub id such as ``"org/name"``.
+        source: a folder (of a pipeline or of a denoiser), a single safetensors file, a hub id such as ``"org/name"``,
+            or a file of a hub repository, ``"org/name/file.safetensors"``.
         slot: ``"transformer"`` or ``"unet"``: where the large pipeline has its denoiser.
 
     Raises:
         PairError: there is no such folder or repository, or it holds no denoiser that diffusers knows.
     """
+    file = find_single_file(source)
+    if file is not None and file.suffix == ".safetensors":
+        return stored_file(source, file)
     folder, hub_id = _resolve(source)
     name = str(source)
     if (folder / "model_index.json").is_file():
@@ -125,8 +133,8 @@ def _resolve(source: str | Path) -> tuple[Path, str | None]:
         if path.suffix in PICKLE_SUFFIXES:
             raise PairError(f"{str(source)!r} is a pickle file, and pickle is refused: it can run any code. {_CONVERT}")
         raise PairError(
-            f"{str(source)!r} is a file, but a folder with config.json and safetensors is needed. Load a single file "
-            "with the denoiser class's from_single_file() and pass the object, or save_pretrained(folder) it once."
+            f"{str(source)!r} is a file of another format than safetensors. Load it with the denoiser class's "
+            "from_single_file() (for GGUF with quantization_config=GGUFQuantizationConfig(...)) and pass the object."
         )
     if isinstance(source, str) and is_hub_id(source):
         return _hub_snapshot(source), source

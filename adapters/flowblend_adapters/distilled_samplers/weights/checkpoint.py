@@ -7,7 +7,6 @@ data comes back bit for bit.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ def read_checkpoint(file: WeightsFile, letter: str, denoisers: Mapping[str, Any]
         StackError: it cannot be read, or is of another size or kind than the denoiser.
     """
     denoiser = denoisers[letter]
+    _refuse_quantised(file.source, letter, denoiser)
     path = Path(file.path)
     if path.suffix == ".safetensors":
-        tensors = _from_single_file(file, path, denoiser)
+        tensors = _from_single_file(file, path, letter, denoisers)
     else:
         tensors = _from_model_folder(file, denoiser)
-    _check_checkpoint_fits(file.source, tensors, letter, denoisers)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_checkpoint_fits(file.source, shapes, letter, denoisers)
     return tensors
 
 
@@ -53,28 +54,31 @@ def _own_tensors(denoiser: Any) -> dict[str, Any]:
     return {name.replace(".base_layer.", "."): tensor for name, tensor in saved.items() if ".lora_" not in name}
 
 
-def _from_single_file(file: WeightsFile, path: Path, denoiser: Any) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def _from_single_file(file: WeightsFile, path: Path, letter: str, denoisers: Mapping[str, Any]) -> dict[str, Any]:
+    from flowblend_plugins.pairs.single_file import SingleFile
 
-    names = set(tensor_names(path))
-    if 2 * len(names & _own_tensors(denoiser).keys()) > len(names):  # else under the names of the authors' own code
-        return load_file(path)
-    kind = _plain_class(denoiser)
+    kind, own = _plain_class(denoisers[letter]), _own_tensors(denoisers[letter])
     try:
-        with tempfile.TemporaryDirectory() as folder:  # of its own config, or diffusers would ask the hub for one
-            denoiser.save_config(folder)
-            model = kind.from_single_file(str(path), config=folder, local_files_only=True)
+        stored = SingleFile(file.source, path)
+        shapes = stored.shapes(kind, set(own))
+        if shapes is not None:  # a file of another size is told before it is read
+            _check_checkpoint_fits(file.source, shapes, letter, denoisers)
+        return stored.read(kind, set(own), lambda name: own[name].dtype if name in own else own[next(iter(own))].dtype)
+    except PairError as error:
+        raise StackError(str(error)) from error
+    except StackError:
+        raise
     except Exception as error:  # diffusers' converters raise whatever an unknown file makes them stumble over
         raise StackError(
             f"{file.source!r} is no checkpoint of a {kind.__name__} of this size: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}. Give one that was distilled from it, or "
             "its folder in diffusers' format."
         ) from error
-    return dict(model.state_dict())
 
 
 def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
     from flowblend_plugins.pairs.stored import find_denoiser
+    from flowblend_plugins.pairs.stored_file import StoredFile
 
     try:
         stored = find_denoiser(file.path, "transformer")
@@ -82,6 +86,8 @@ def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
     except PairError as error:
         raise StackError(str(error)) from error
     tensors = dict(model.state_dict())
+    if isinstance(stored, StoredFile):
+        return tensors
     folder = stored.folder / stored.subfolder
     dropped = {name for weights in folder.glob("*.safetensors") for name in tensor_names(weights)} - tensors.keys()
     if dropped:
@@ -93,12 +99,14 @@ def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
     return tensors
 
 
-def _check_checkpoint_fits(source: str, tensors: Mapping[str, Any], letter: str, denoisers: Mapping[str, Any]) -> None:
-    wrong = _misfit(tensors, denoisers[letter])
+def _check_checkpoint_fits(
+    source: str, shapes: Mapping[str, tuple[int, ...]], letter: str, denoisers: Mapping[str, Any]
+) -> None:
+    wrong = _misfit(shapes, denoisers[letter])
     if wrong is None:
         return
     kind = _plain_class(denoisers[letter]).__name__
-    others = [other for other, module in denoisers.items() if other != letter and _misfit(tensors, module) is None]
+    others = [other for other, module in denoisers.items() if other != letter and _misfit(shapes, module) is None]
     remedy = (
         f"It fits denoiser {others[0]}: name it for that one."
         if others
@@ -107,17 +115,31 @@ def _check_checkpoint_fits(source: str, tensors: Mapping[str, Any], letter: str,
     raise StackError(f"{source!r} is not of the size of denoiser {letter} ({kind}): {wrong}. {remedy}")
 
 
-def _misfit(tensors: Mapping[str, Any], denoiser: Any) -> str | None:
+def _misfit(shapes: Mapping[str, tuple[int, ...]], denoiser: Any) -> str | None:
     """The first difference from the denoiser's own tensors, in words; ``None`` where there is none."""
     own = _own_tensors(denoiser)
     for name, tensor in own.items():
-        if name not in tensors:
+        if name not in shapes:
             return f"{name} is missing"
-        if tensor.shape != tensors[name].shape:
-            there, here = list(tensors[name].shape), list(tensor.shape)
-            return f"{name} is {there} there, and {here} in the denoiser"
-    further = sorted(tensors.keys() - own.keys())
+        if tuple(tensor.shape) != shapes[name]:
+            return f"{name} is {list(shapes[name])} there, and {list(tensor.shape)} in the denoiser"
+    further = sorted(shapes.keys() - own.keys())
     return f"{further[0]} is not in the denoiser" if further else None
+
+
+def _refuse_quantised(source: str, letter: str, denoiser: Any) -> None:
+    """Weights that are no plain tensors keep their values elsewhere, so that other data would not reach them."""
+    import torch
+
+    for name, tensor in _own_tensors(denoiser).items():
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and type(tensor.data) is torch.Tensor
+        if not plain or not (tensor.is_floating_point() or tensor.dtype is torch.bool):
+            kind = type(tensor.data if plain else tensor).__name__
+            raise StackError(
+                f"denoiser {letter} is quantised ({name} is a {kind} of {tensor.dtype}), so the checkpoint "
+                f"{source!r} cannot take the place of its weights. Load the checkpoint itself, quantise it, and say "
+                '"as_loaded"; or blend without quantisation.'
+            )
 
 
 def _plain_class(denoiser: Any) -> Any:

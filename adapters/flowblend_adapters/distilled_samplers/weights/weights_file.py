@@ -6,7 +6,6 @@ Safetensors only: pickle executes what it holds. Nothing is downloaded but the f
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from flowblend_plugins import StackError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SAMPLING_FILE = "distilled.json"
-_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
 _PIPELINE_OR_DENOISER = ("model_index.json", "config.json")
 
 
@@ -53,9 +51,9 @@ def find_weights(source: str) -> WeightsFile:
         return _from_file(source, path)
     if path.is_dir():
         return _from_folder(source, path)
-    in_repository = _HUB_FILE.fullmatch(source)
-    if in_repository:
-        return _from_file(source, _download(in_repository[1], in_repository[2]))
+    in_repository = _of_hub(source)
+    if in_repository is not None:
+        return _from_file(source, in_repository)
     if is_hub_id(source):
         return _from_hub(source)
     raise StackError(
@@ -111,7 +109,7 @@ def _from_hub(hub_id: str) -> WeightsFile:
         ) from error
     if any(name in names for name in _PIPELINE_OR_DENOISER):
         return WeightsFile(hub_id, hub_id, False, {})
-    return _from_file(hub_id, _download(hub_id, _the_one_file(hub_id, names)))
+    return _from_file(hub_id, _of_hub(f"{hub_id}/{_the_one_file(hub_id, names)}") or Path())
 
 
 def _the_one_file(source: str, names: list[str]) -> str:
@@ -141,18 +139,14 @@ def _pickle_suffixes() -> tuple[str, ...]:
     return PICKLE_SUFFIXES
 
 
-def _download(hub_id: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+def _of_hub(source: str) -> Path | None:
+    from flowblend_plugins.errors import PairError
+    from flowblend_plugins.pairs.single_file import find_single_file  # which loads torch
 
     try:
-        return Path(hf_hub_download(hub_id, name))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0].rstrip(".")
-        raise StackError(
-            f"{hub_id}/{name} cannot be had: {cause}. Check the spelling and the network, run `hf download {hub_id} "
-            f"{name}` where there is one, or give a local file."
-        ) from error
+        return find_single_file(source)
+    except PairError as error:
+        raise StackError(str(error)) from error
 
 
 def _sampling_beside(path: Path) -> dict[str, Any]:
