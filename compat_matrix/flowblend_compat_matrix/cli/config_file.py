@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flowblend_plugins.errors import UsageError
+
+from ..results.json_values import JsonObject
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,7 +21,7 @@ else:
 _NOT_IN_A_FILE = {"config", "help", "resume", "as_json"}
 
 
-def read_config(path: Path, ctx: Any) -> dict[str, Any]:
+def read_config(path: Path, ctx: typer.Context) -> JsonObject:
     """The options in a file, by parameter name; tables (``[budget]``) only group them.
 
     Args:
@@ -40,7 +42,7 @@ def read_config(path: Path, ctx: Any) -> dict[str, Any]:
         if parameter.name not in _NOT_IN_A_FILE
         for flag in parameter.opts
     }
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, value in _flat(content):
         name = key.replace("-", "_")
         if name not in by_key:
@@ -54,8 +56,8 @@ def read_config(path: Path, ctx: Any) -> dict[str, Any]:
     return found
 
 
-def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def _flat(table: JsonObject) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
     for key, value in table.items():
         pairs += _flat(value) if isinstance(value, dict) else [(key, value)]
     return pairs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class Bench:
 
     load: Callable[[], tuple[BenchPipeline, nn.Module]]
     prompts: PromptSet
-    call: Mapping[str, Any]
+    call: CallArguments
     seed: int = 0
     asked: frozenset[str] = frozenset()
     runs_refused: bool = False

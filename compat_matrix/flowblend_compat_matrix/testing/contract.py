@@ -14,6 +14,8 @@ from ..results.cells import CellSpec
 from ..results.verdicts import Observed, agrees
 from .embedded_bench import EmbeddedBench
 
+EmbeddedBenches = Callable[[str], EmbeddedBench]
+
 
 class EmbeddedPairContract(AdapterContract):
     """:class:`~flowblend_plugins.testing.AdapterContract`, and the adapter on an embedded trained pair.
@@ -32,7 +34,9 @@ class EmbeddedPairContract(AdapterContract):
     may_degrade: ClassVar[bool] = False
     num_rounds: ClassVar[int] = 5
 
-    def test_declared_and_observed_verdict_agree(self, flowblend_embedded_bench: Callable[[str], Any]) -> None:
+    def test_declared_and_observed_verdict_agree(
+        self, flowblend_embedded_bench: Callable[[str], EmbeddedBench]
+    ) -> None:
         embedded: EmbeddedBench = flowblend_embedded_bench(self.embedded_pair)
         result = embedded.measure(self._cell(), self.plugins)
         seen = f"{result.id} on {result.pair}: {result.observed}. {' '.join(result.reasons)}"
@@ -41,7 +45,7 @@ class EmbeddedPairContract(AdapterContract):
         assert agrees(declared, result.observed), f"declared {declared}, observed otherwise: {seen}"
         assert self.may_degrade or result.observed != Observed.DEGRADED.value, seen
 
-    def test_benchmark_beside_large_only(self, flowblend_embedded_bench: Callable[[str], Any], benchmark: Any) -> None:
+    def test_benchmark_beside_large_only(self, flowblend_embedded_bench: EmbeddedBenches, benchmark: Any) -> None:
         """Each round is timed beside large-only, so that a machine that slows down slows both."""
         embedded: EmbeddedBench = flowblend_embedded_bench(self.embedded_pair)
         bench, spec = embedded.bench, self._cell()

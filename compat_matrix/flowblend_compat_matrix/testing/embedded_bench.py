@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pairs_by_name
 
@@ -31,7 +30,7 @@ class EmbeddedBench:
         self._runner = MatrixRunner(self.bench, pair, metrics_by_name(manager), num_repeats=1)
         self._baseline = self._runner.measure_baseline()
 
-    def measure(self, spec: CellSpec, plugins: Sequence[Any] = ()) -> CellResult:
+    def measure(self, spec: CellSpec, plugins: Sequence[object] = ()) -> CellResult:
         """One cell, declared and observed, with these plugins beside the installed ones."""
         self.bench.plugins = tuple(plugins)
         return self._runner.measure(spec, self._baseline).result

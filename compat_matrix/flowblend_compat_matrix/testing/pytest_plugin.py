@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ..results.json_values import JsonObject
+if TYPE_CHECKING:
+    from .embedded_bench import EmbeddedBench
 
 pytest.register_assert_rewrite("flowblend_plugins.testing.contract", "flowblend_compat_matrix.testing.contract")
 
 
 @pytest.fixture(scope="session")
-def flowblend_embedded_bench() -> Callable[[str], Any]:
+def flowblend_embedded_bench() -> Callable[[str], EmbeddedBench]:
     """Gives the :class:`~.embedded_bench.EmbeddedBench` of a pair, loaded at its first use."""
-    loaded: JsonObject = {}
+    loaded: dict[str, EmbeddedBench] = {}
 
-    def load(pair: str) -> Any:
+    def load(pair: str) -> EmbeddedBench:
         if pair not in loaded:
             from .embedded_bench import EmbeddedBench
 

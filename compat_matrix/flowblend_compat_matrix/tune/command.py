@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowblend_plugins.cli.grouped import grouped
 from flowblend_plugins.cli.options import JsonOption, LargeOption, PairOption, SmallOption
 from flowblend_plugins.errors import AdapterError, StackError, UsageError
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 from flowblend_plugins.manager import FlowblendPluginManager, make_adapters
 
 from ..results.json_values import JsonObject
+
+if TYPE_CHECKING:
+    from ..measuring.bench import Bench
+    from .race import Point
+    from .search import Found
+    from .space import SearchSpace
 
 
 class CostName(str, enum.Enum):
@@ -30,33 +38,41 @@ PLOT_NAME = "tuned.png"
 SHIFT_FACTORS = (1.5, 2.0, 3.0)
 
 
-def tune(
-    ctx: typer.Context,
-    pair: PairOption = "reference",
-    large: LargeOption = None,
-    small: SmallOption = None,
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Pair to tune, fidelity to keep, and extent of the search."""
+
+    pair: PairOption = "reference"
+    large: LargeOption = None
+    small: SmallOption = None
     min_psnr: Annotated[
         float | None, typer.Option("--min-psnr", metavar="DB", help="PSNR to large-only that must be kept.")
-    ] = None,
+    ] = None
     min_alignment: Annotated[
         float | None,
         typer.Option("--min-alignment", min=0.0, max=1.0, help="Prompt alignment to keep, as a share of large-only's."),
-    ] = None,
-    cost: Annotated[
-        CostName, typer.Option(help="What is saved: time on this machine, or the denoisers' FLOPs.")
-    ] = CostName.TIME,
-    trials: Annotated[int, typer.Option(min=1, help="Stacks to try.")] = 160,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts that the best stacks are measured on.")] = 8,
-    prompt: Annotated[list[str] | None, typer.Option(help="Your own instead; repeat for more.")] = None,
+    ] = None
+    cost: Annotated[CostName, typer.Option(help="Cost to save: time on this machine, or the denoisers' FLOPs.")] = (
+        CostName.TIME
+    )
+    trials: Annotated[int, typer.Option(min=1, help="Stacks to try.")] = 160
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts that the best stacks are measured on.")] = 8
+    prompt: Annotated[list[str] | None, typer.Option(help="Your own instead; repeat for more.")] = None
     moments: Annotated[
         str | None,
         typer.Option(
             "--moments",
             metavar="FILE",
-            help="Of `flowblend calibrate forecast`, for forecasts that err least.  [default: the pair's, if any]",
+            help="File of `flowblend calibrate forecast`, for forecasts that err least.  [default: the pair's, if any]",
         ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0
+
+
+@grouped
+def tune(
+    ctx: typer.Context,
+    asked: TuneOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tuned.json and tuned.png.")] = Path("out/tune"),
     as_json: JsonOption = False,
 ) -> None:
@@ -79,51 +95,77 @@ def tune(
     from rich.progress import Progress
 
     from ..measuring.loading import PairChoice, open_bench
-    from ..results.environment import describe_environment
     from .front import Budget, choose
     from .race import Race
-    from .record import API_VERSION, draw_front, point_to_dict
+    from .record import draw_front
     from .search import search
-    from .space import CACHES, SearchSpace
 
     manager: FlowblendPluginManager = ctx.obj
-    budget = Budget(min_psnr, min_alignment)
+    budget = Budget(asked.min_psnr, asked.min_alignment)
     prepare_output_folder(out)
-    bench = open_bench(manager, PairChoice(pair, large, small), prompts, tuple(prompt or ()))
-    num_steps = bench.call.get("num_inference_steps")
-    if num_steps is None:
-        raise UsageError("tune: the pair does not say how many steps it takes. Name a registered --pair.")
-    usable = _usable(manager, bench.pipe, bench.small)
-    samplers = tuple(text for text in _samplers(bench.pipe, pair) if usable(text.format(num_steps)))
-    caches = tuple(name for name in CACHES if usable(f"{name}(threshold=0.1)"))
-    if moments is None:
-        moments = pair if usable(f"forecast(moments={pair!r})") else None
-    elif not usable(f"forecast(moments={moments!r})"):
-        raise UsageError(
-            f"tune: --moments {moments} was not measured on this pair. Run `flowblend calibrate forecast` on it."
-        )
-    if not samplers:
-        raise UsageError(f"tune: {type(bench.pipe).__name__} takes none of the solvers that are searched.")
-    console = Console(stderr=True)
-    with Progress(console=console, disable=as_json) as progress:
-        task = progress.add_task("tune", total=trials)
+    chosen_pair = PairChoice(asked.pair, asked.large, asked.small)
+    bench = open_bench(manager, chosen_pair, asked.prompts, tuple(asked.prompt or ()))
+    space = _space(manager, bench, asked)
+    with Progress(console=Console(stderr=True), disable=as_json) as progress:
+        task = progress.add_task("tune", total=asked.trials)
         found = search(
             Race(bench),
-            SearchSpace(num_steps, samplers, caches, moments),
-            trials,
-            seed,
-            cost.value,
-            min_psnr,
+            space,
+            asked.trials,
+            asked.seed,
+            asked.cost.value,
+            asked.min_psnr,
             prompts_per_trial=min(3, len(bench.prompts.texts)),
             report=lambda done, text: progress.update(task, completed=done, description=text[-60:]),
         )
-    chosen = choose(found.front, found.large, budget, cost.value)
-    record: JsonObject = {
+    chosen = choose(found.front, found.large, budget, asked.cost.value)
+    record = _record(manager, bench, asked, found, chosen)
+    write_json_atomically(out / FILE_NAME, record)
+    draw_front(found.front, chosen, {}, out / PLOT_NAME)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        _print(record, out)
+
+
+def _space(manager: FlowblendPluginManager, bench: Bench, asked: TuneOptions) -> SearchSpace:
+    """Stacks that the pair takes.
+
+    Raises:
+        UsageError: the pair takes no solver that is searched, or the moments are of another one.
+    """
+    from .space import CACHES, SearchSpace
+
+    num_steps = bench.call.get("num_inference_steps")
+    if num_steps is None:
+        raise UsageError("tune: the pair does not say how many steps it takes. Name a registered --pair.")
+    samplers = [text for text in _samplers(bench, asked.pair) if _is_usable(manager, bench, text.format(num_steps))]
+    caches = [name for name in CACHES if _is_usable(manager, bench, f"{name}(threshold=0.1)")]
+    moments = asked.moments or asked.pair
+    if not _is_usable(manager, bench, f"forecast(moments={moments!r})"):
+        if asked.moments is not None:
+            raise UsageError(
+                f"tune: --moments {moments} was not measured on this pair. Run `flowblend calibrate forecast` on it."
+            )
+        moments = None
+    if not samplers:
+        raise UsageError(f"tune: {type(bench.pipe).__name__} takes none of the solvers that are searched.")
+    return SearchSpace(num_steps, tuple(samplers), tuple(caches), moments)
+
+
+def _record(
+    manager: FlowblendPluginManager, bench: Bench, asked: TuneOptions, found: Found, chosen: Point
+) -> JsonObject:
+    """Contents of ``tuned.json``, as JSON takes them."""
+    from ..results.environment import describe_environment
+    from .record import API_VERSION, point_to_dict
+
+    return {
         "api_version": API_VERSION,
-        "pair": pair if large is None else None,
-        "denoisers": [type(bench.pipe).__name__, str(large or pair), str(small or pair)],
-        "cost": cost.value,
-        "budget": {"min_psnr_db": min_psnr, "min_alignment": min_alignment},
+        "pair": asked.pair if asked.large is None else None,
+        "denoisers": [type(bench.pipe).__name__, str(asked.large or asked.pair), str(asked.small or asked.pair)],
+        "cost": asked.cost.value,
+        "budget": {"min_psnr_db": asked.min_psnr, "min_alignment": asked.min_alignment},
         "schedule": chosen.configuration.schedule,
         "adapters": list(chosen.configuration.adapters),
         "chosen": point_to_dict(chosen),
@@ -134,38 +176,30 @@ def tune(
         "first_seed": bench.seed,
         "environment": describe_environment(manager),
     }
-    write_json_atomically(out / FILE_NAME, record)
-    draw_front(found.front, chosen, {}, out / PLOT_NAME)
-    if as_json:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
-    else:
-        _print(record, out)
 
 
-def _samplers(pipe: Any, pair: str) -> Iterator[str]:
+def _samplers(bench: Bench, pair: str) -> Iterator[str]:
     """Solvers at the pipeline's own spacing of steps, at larger timestep shifts, and with those selected for the pair.
 
     Fewer steps are better spent where there is much noise, which is what a larger shift does.
     """
-    config = pipe.scheduler.config
+    config = bench.pipe.scheduler.config
     shift = config.get("flow_shift", config.get("shift"))
     shifts = [] if shift is None else [f", flow_shift={factor * shift}" for factor in SHIFT_FACTORS]
     for options in ("", *shifts, f", timesteps={pair!r}"):
         yield from (f"{solver}(num_inference_steps={{}}{options})" for solver in ("unipc", "dpmpp_2m"))
 
 
-def _usable(manager: FlowblendPluginManager, pipe: Any, small: Any) -> Callable[[str], bool]:
+def _is_usable(manager: FlowblendPluginManager, bench: Bench, text: str) -> bool:
+    """Whether the pair takes an adapter."""
     import flowblend_plugins
 
-    def is_usable(text: str) -> bool:
-        try:
-            make_adapters(manager, [text])
-            with flowblend_plugins.enable(pipe, small, "LSL", adapters=[text]):
-                return True
-        except (AdapterError, StackError):
-            return False
-
-    return is_usable
+    try:
+        make_adapters(manager, [text])
+        with flowblend_plugins.enable(bench.pipe, bench.small, "LSL", adapters=[text]):
+            return True
+    except (AdapterError, StackError):
+        return False
 
 
 def _print(record: JsonObject, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -27,8 +26,7 @@ SMALL = UNetSize(channels=(32, 48), layers=1)
 
 def make_denoiser(size: UNetSize) -> UNet2DConditionModel:
     """An untrained UNet over 16x16 latents, in two levels; the words are read at the lower one, of 8x8."""
-    make: Any = UNet2DConditionModel  # whose signature says that a tuple of heads has one element
-    return make(
+    return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -36,7 +34,7 @@ def make_denoiser(size: UNetSize) -> UNet2DConditionModel:
         layers_per_block=size.layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=tuple(width // 16 for width in size.channels),
+        attention_head_dim=tuple(width // 16 for width in size.channels),  # pyright: ignore[reportArgumentType]
         cross_attention_dim=TEXT_DIM,
         norm_num_groups=16,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -47,9 +46,9 @@ def export(out: Path, weights: Path) -> None:
         text_encoder=text.encoder,
         tokenizer=text.tokenizer,
         unet=_load_denoiser(LARGE, out / "large").half(),
-        scheduler=cast(Any, make_scheduler()),
-        safety_checker=cast(Any, None),
-        feature_extractor=cast(Any, None),
+        scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ def make_tokenizer() -> CLIPTokenizer:
     tokens = [START, END, *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=cast(Any, merges),
+        merges=merges,  # pyright: ignore[reportArgumentType]
         unk_token=END,
         bos_token=START,
         eos_token=END,

@@ -6,10 +6,10 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 
 from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier, scene_labels
@@ -49,13 +49,14 @@ def classifier_accuracy(classifier: AttributeClassifier, videos: Video, scenes: 
     return shares
 
 
-def through_codec(pair_codec: Any, videos: Video) -> Video:
+def through_codec(pair_codec: AutoencoderKLWan, videos: Video) -> Video:
     """Encode and decode videos ``[N, F, H, W, 3]``."""
     parts = []
     with torch.no_grad():
         for part in np.array_split(videos, max(1, len(videos) // 16)):
-            latents = pair_codec.encode(torch.from_numpy(part).permute(0, 4, 1, 2, 3) * 2.0 - 1.0).latent_dist.mode()
-            parts.append((pair_codec.decode(latents).sample * 0.5 + 0.5).permute(0, 2, 3, 4, 1).numpy())
+            batch = torch.from_numpy(part).permute(0, 4, 1, 2, 3) * 2.0 - 1.0
+            latents = pair_codec.encode(batch, return_dict=False)[0].mode()
+            parts.append((pair_codec.decode(latents, return_dict=False)[0] * 0.5 + 0.5).permute(0, 2, 3, 4, 1).numpy())
     return np.concatenate(parts).astype(np.float32)
 
 

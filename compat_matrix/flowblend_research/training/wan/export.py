@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
@@ -54,10 +53,10 @@ def export(out: Path, weights: Path) -> None:
     """
     text = load_text(out)
     pipeline = WanPipeline(
-        tokenizer=cast(Any, text.tokenizer),
+        tokenizer=text.tokenizer,  # pyright: ignore[reportArgumentType]
         text_encoder=text.encoder,
         vae=load_codec(out).half(),
-        scheduler=cast(Any, make_scheduler()),
+        scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
         transformer=_load_denoiser(LARGE, out / "large").half(),
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)
