@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowblend_compat_matrix.measuring.jobs import Baselines, Began, Outcome, PairJob, RunSettings, make_batches
+from flowblend_compat_matrix.measuring.jobs import Baselines, Began, FinishedCell, PairJob, RunSettings, make_batches
 from flowblend_compat_matrix.results.cells import plan_cells
 from flowblend_compat_matrix.results.matrix_results import CellResult
 from flowblend_compat_matrix.results.verdicts import QualityBudget
@@ -86,19 +86,19 @@ def test_a_cluster_that_loses_a_node_gives_what_the_local_executor_gives(saved_p
     settings = settings_for(saved_pair, plugins=(LETHAL,))
     executor = make_executor("ray", None, cluster.address)
     assert executor.describe() == f"up to 2 workers on Ray, the cluster at {cluster.address}, on CPUs"
-    found: dict[str, Outcome] = {}
+    found: dict[str, FinishedCell] = {}
     num_controls, is_killed = 0, False
     for message in executor.run(settings, batches):
         num_controls += isinstance(message, Baselines)
         if isinstance(message, Began) and num_controls == 2 and message.cell and not is_killed:
             is_killed = True
             cluster.remove_node(cluster.second, allow_graceful=False)  # both nodes are at work on cells
-        if isinstance(message, Outcome):
+        if isinstance(message, FinishedCell):
             assert message.result.id not in found, "every cell exactly once"
             found[message.result.id] = message
     assert is_killed
     assert not ray.is_initialized()
-    local = {one.result.id: one for one in LocalExecutor(1).run(settings, batches) if isinstance(one, Outcome)}
+    local = {one.result.id: one for one in LocalExecutor(1).run(settings, batches) if isinstance(one, FinishedCell)}
     assert found.keys() == local.keys() == {cell.id for batch in batches for cell in batch.cells}
     for name, outcome in local.items():
         if "lethal" in name:
@@ -115,7 +115,7 @@ def test_what_hangs_is_given_up_at_once_and_what_it_leaves_goes_on(saved_pair: P
     cells = plan_cells(SCHEDULES[1:], [("lethal(how='hangs')",), ("lethal(how='is good')",)])
     settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=4.0)
     messages = list(make_executor("ray", 1, cluster.address).run(settings, make_batches("tiny", cells)))
-    found = {message.result.id: message.result for message in messages if isinstance(message, Outcome)}
+    found = {message.result.id: message.result for message in messages if isinstance(message, FinishedCell)}
     assert {name.partition("how=")[2][:6]: (one.observed, one.failure) for name, one in found.items()} == {
         "": ("pass", None),
         "'hangs": ("broken", "hung"),

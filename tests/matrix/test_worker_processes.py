@@ -13,7 +13,7 @@ from flowblend_compat_matrix.measuring.jobs import (
     Baselines,
     Batch,
     Began,
-    Outcome,
+    FinishedCell,
     PairJob,
     RunSettings,
     make_batches,
@@ -58,7 +58,7 @@ def test_what_is_lost_costs_itself_alone(saved_pair: Path) -> None:
     cells = plan_cells(schedules("LSL"), [(f"lethal(how={how!r})",) for how in ways])
     settings = settings_for(saved_pair, plugins=(LETHAL,), cell_timeout_s=4.0)
     messages = list(LocalExecutor(1).run(settings, make_batches("tiny", cells)))
-    outcomes = [message.result for message in messages if isinstance(message, Outcome)]
+    outcomes = [message.result for message in messages if isinstance(message, FinishedCell)]
     assert sorted(result.id for result in outcomes) == sorted(cell.id for cell in cells), "every cell exactly once"
     found = {result.adapters[0][11:-1] if result.adapters else "": result for result in outcomes}
     assert found[""].observed == "pass"
@@ -84,12 +84,12 @@ def figures(result: CellResult) -> dict[str, Any]:
     return kept | {"num_forwards_alone": result.num_forwards_alone - result.num_forwards_timed}
 
 
-def measured_here(settings: RunSettings, *batches: Batch) -> tuple[dict[str, Outcome], int]:
+def measured_here(settings: RunSettings, *batches: Batch) -> tuple[dict[str, FinishedCell], int]:
     worker = Worker(settings)
     found, num_forwards = {}, 0
     for batch in batches:
         for message in worker.measure(batch):
-            if isinstance(message, Outcome):
+            if isinstance(message, FinishedCell):
                 found[message.result.id] = message
                 num_forwards += message.result.num_forwards_run
             elif isinstance(message, Baselines):

@@ -48,9 +48,9 @@ def report(
 
     manager: FlowblendPluginManager = ctx.obj
     results = read_matrix(folder)
-    foreseen = known_outcomes(manager, results.run.pairs, gate.expectations)
+    known = known_outcomes(manager, results.run.pairs, gate.expectations)
     for cell in results.cells:
-        check_expectations(cell, foreseen)
+        check_expectations(cell, known)
     if as_format is ReportFormat.MARKDOWN:
         path = write_markdown(folder, results)
     else:

@@ -204,7 +204,7 @@ class GateOptions:
         list[FailOn] | None,
         typer.Option(
             "--fail-on",
-            help="Outcome that makes the exit code 3 unless an expectation covers it; may be repeated.  [default: "
+            help="Verdict that makes the exit code 3 unless an expectation covers it; may be repeated.  [default: "
             "unexpected after a run, nothing for a report]",
         ),
     ] = None

@@ -23,7 +23,7 @@ def audit(bench: Bench, cell: CellInProgress, latents: torch.Tensor) -> None:
     Args:
         bench: runs the cell without an adapter.
         cell: is judged; what is found is put among its reasons, or becomes its verdict. A stack of one adapter has
-            been held against its schedule without it already.
+            been compared with its schedule without it already.
         latents: what it gave.
     """
     result = cell.result

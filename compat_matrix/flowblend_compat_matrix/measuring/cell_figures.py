@@ -17,7 +17,7 @@ from .measurements import Times, compare_videos, describe_times
 from .prompts import Judge
 
 
-def judge_cell(
+def compare_cell(
     cell: CellInProgress,
     baseline: PairBaselines,
     times: Times,

@@ -56,7 +56,7 @@ class CellInProgress:
         except _REFUSALS as error:
             self.conclude(Observed.REFUSED, [str(error)])
             if result.declared not in (None, Composition.REFUSED.value):
-                result.reasons.append(f"Its traits say {result.declared!r}, so this was not foreseen.")
+                result.reasons.append(f"Its traits say {result.declared!r}, so this was not expected.")
         except ModuleNotFoundError as error:
             self.conclude(Observed.SKIPPED, [f"{error.name} is not installed."])
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Either denoiser alone, before any cell: large-only is what every cell is held against, small-only the floor."""
+"""Either denoiser alone, before any cell: large-only is the baseline of every cell, small-only the floor."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Began:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FinishedCell:
     """A finished cell, with its files.
 
     Attributes:
@@ -123,7 +123,7 @@ class Baselines:
 
     Attributes:
         record: of the pair.
-        files: as in :class:`Outcome`.
+        files: as in :class:`FinishedCell`.
         num_forwards: denoiser forwards that it took, one for each video of a batch; ``seconds`` the time.
     """
 
@@ -133,10 +133,10 @@ class Baselines:
     seconds: float
 
 
-Message = Began | Baselines | Outcome
+Message = Began | Baselines | FinishedCell
 
 
-def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
+def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> FinishedCell:
     """The outcome of a cell whose worker was lost over it.
 
     Args:
@@ -147,7 +147,7 @@ def lost_cell(pair: str, cell: CellSpec, failure: str, reason: str) -> Outcome:
     """
     result = CellResult(id=cell.id, pair=pair, schedule=cell.schedule.text, adapters=list(cell.stack))
     result.observed, result.failure, result.reasons = "broken", failure, [reason]
-    return Outcome(result)
+    return FinishedCell(result)
 
 
 def make_batches(pair: str, cells: Sequence[CellSpec], num_stacks: int = 1) -> list[Batch]:

@@ -47,11 +47,6 @@ class PromptSet:
     batch_size: int = 1
     judge: Judge | None = None
 
-    @property
-    def num_batches(self) -> int:
-        """Pipeline calls that make one video for every prompt."""
-        return -(-len(self.texts) // self.batch_size)
-
 
 class AttributeJudge:
     """The attribute classifier of the reference pair's world, on the captions it is asked about.

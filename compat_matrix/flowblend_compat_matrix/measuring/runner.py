@@ -30,7 +30,7 @@ from ..results.verdicts import Observed, QualityBudget
 from .audit import audit
 from .baselines import SMALL_ALONE, baselines_of, num_switches, round_of_timing
 from .bench import Bench, GeneratedVideos, Videos, forget_peak_memory, peak_memory
-from .cell_figures import judge_cell
+from .cell_figures import compare_cell
 from .cell_in_progress import CellInProgress
 from .denoisers_alone import PairBaselines, measure_baseline
 from .jobs import Began
@@ -111,7 +111,7 @@ class MatrixRunner:
         for cell in cells:
             if cell.is_running:
                 with self._errors_are_results_of(cell, baseline):
-                    self._judge(cell, baseline, times)
+                    self._compare(cell, baseline, times)
             yield Measured(cell.result, cell.made.videos if cell.made else None)
 
     def declare(self, spec: CellSpec) -> Verdict:
@@ -249,10 +249,10 @@ class MatrixRunner:
             times.add(run, self._bench.time_latents(run, what))
         self._count(run, payer)
 
-    def _judge(self, cell: CellInProgress, baseline: PairBaselines, times: Times) -> None:
+    def _compare(self, cell: CellInProgress, baseline: PairBaselines, times: Times) -> None:
         is_as_before = self._is_large_as_before(baseline, times)
         judge = self._bench.prompts.judge
-        judge_cell(cell, baseline, times, is_as_before, self._metrics, judge, self._budget)
+        compare_cell(cell, baseline, times, is_as_before, self._metrics, judge, self._budget)
         # Alone it would take its own baselines for its own seeds and every step; its timing shares nothing as it is.
         assert baseline.small.num_forwards is not None
         num_calls = self._num_calls[None] + self._num_calls[cell.spec] + baseline.small.num_forwards

@@ -18,7 +18,7 @@ EXIT_CODE = 3
 
 
 class FailOn(str, enum.Enum):
-    """Outcomes that make the run fail, unless an expectation covers them."""
+    """Verdicts that make the run fail, unless an expectation covers them."""
 
     DEGRADED = "degraded"
     BROKEN = "broken"
@@ -55,9 +55,9 @@ def _failure(cell: CellResult, fail_on: Collection[FailOn]) -> Failure | None:
     if FailOn.UNEXPECTED in fail_on and cell.surprise is not None:
         declared = "nothing is declared" if cell.declared is None else f"declared {cell.declared}"
         return Failure(cell, UNEXPECTED, f"{declared}, observed {cell.observed}, and no expectation says why. {why}")
-    is_foreseen = cell.expectation is not None and cell.surprise is None
+    is_expected = cell.expectation is not None and cell.surprise is None
     for kind, observed in ((FailOn.BROKEN, Observed.BROKEN), (FailOn.DEGRADED, Observed.DEGRADED)):
-        if kind in fail_on and cell.observed == observed.value and not is_foreseen:
+        if kind in fail_on and cell.observed == observed.value and not is_expected:
             return Failure(cell, kind.value, why)
     return None
 

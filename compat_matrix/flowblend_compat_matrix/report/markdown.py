@@ -134,15 +134,15 @@ def _expected(cells: Sequence[CellResult], schedules: list[str]) -> list[str]:
             for cell in surprises
         ]
         lines += ["### Not as declared", "", *table(["cell", "declared", "observed", "why"], rows)]
-    foreseen: dict[str, list[CellResult]] = {}
+    expected: dict[str, list[CellResult]] = {}
     for cell in cells:
         if cell.expectation and not cell.surprise:
-            foreseen.setdefault(cell.expectation, []).append(cell)
-    if foreseen:
+            expected.setdefault(cell.expectation, []).append(cell)
+    if expected:
         rows = [
             ["; ".join(stack for _, stacks in stacks_by_reason(_unreasoned(found), schedules) for stack in stacks),
              ", ".join(dict.fromkeys(cell.observed or "–" for cell in found)), reason]
-            for reason, found in foreseen.items()
+            for reason, found in expected.items()
         ]  # fmt: skip
         lines += ["### Foreseen in expectations.toml", "", *table(["stack", "observed", "why"], rows)]
     return lines

@@ -75,7 +75,7 @@ class CellResult:
         num_forwards_alone: what it would have taken with nothing shared: its own baselines, and every step computed.
         expectation: the reason that an entry of ``expectations.toml`` gives, where one is about this cell.
         surprise: ``"unexpected"`` where declaration and observation disagree and no entry says why;
-            ``"stale_expectation"`` where an entry foresaw something else.
+            ``"stale_expectation"`` where an entry says something else.
         seconds_for_videos: what making its videos took; ``seconds`` what measuring it took.
     """
 

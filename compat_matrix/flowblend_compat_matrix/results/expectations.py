@@ -1,6 +1,6 @@
 """Known outcomes with a reason, as data: ``expectations.toml``.
 
-Where what happens to a cell is not what its adapters declare, an expectation says why; what it foresees is no failure.
+Where a cell does not do what its adapters declare, an expectation says why; an expected verdict is no failure.
 An expectation that no longer comes true is stale, and that is one: it would hide the next surprise.
 """
 
@@ -39,7 +39,7 @@ class Expectation:
         pairs, schedules: names and texts that it is about; empty for all.
         stack: one entry for each adapter of the stack in any order: a name, a whole ``"name(option=value)"`` or ``"*"``
             for any; ``None`` for every stack and none.
-        observed: outcomes that are foreseen; any of them makes it come true.
+        observed: verdicts that are expected; any of them makes it come true.
         reason: why.
         source: the file, for messages.
     """
@@ -127,7 +127,7 @@ def _read_entry(entry: JsonObject, path: Path, number: int) -> Expectation:
         raise wrong(f"observed = {entry.get('observed')!r}: expected one or more of {', '.join(sorted(known))}.")
     reason = entry.get("reason")
     if not isinstance(reason, str) or not reason.strip():
-        raise wrong("it gives no reason. An outcome that nobody can explain is not foreseen.")
+        raise wrong("it gives no reason. A verdict that nobody can explain cannot be expected.")
     for text in texts["adapters"]:
         if "(" in text:
             try:
@@ -145,7 +145,7 @@ def _read_entry(entry: JsonObject, path: Path, number: int) -> Expectation:
 
 
 def check_expectations(cell: CellResult, expectations: Iterable[Expectation]) -> None:
-    """Say of a finished cell what was foreseen of it, and whether it is a surprise.
+    """Say of a finished cell what was expected of it, and whether it is a surprise.
 
     Args:
         cell: its ``expectation`` and ``surprise`` are filled in.

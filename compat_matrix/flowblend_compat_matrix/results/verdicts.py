@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Observed(str, enum.Enum):
-    """Outcome of a cell as it was observed.
+    """Observed verdict on a cell.
 
     ``pass`` within the budget; ``degraded`` below it; ``inert`` changed nothing; ``refused`` on purpose, with a
     reason; ``broken`` raised, or left state behind; ``skipped`` for want of an optional dependency.

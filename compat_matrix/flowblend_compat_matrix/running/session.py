@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from ..measuring.jobs import Baselines, Batch, Began, Outcome, RunSettings
+from ..measuring.jobs import Baselines, Batch, Began, FinishedCell, RunSettings
 from ..results.expectations import Expectation, check_expectations
 from ..results.matrix_results import CellResult, Matrix
 from .executors import Executor
@@ -26,7 +26,7 @@ def measure_matrix(
 ) -> Path:
     """Measure all cells of ``batches`` into ``matrix`` and the folder; gives the path of the report.
 
-    ``matrix.json`` is written while cells are finished, so an interruption loses those in hand alone: what is finished
+    ``matrix.json`` is written while cells are finished, so an interruption loses only those in progress: what is finished
     is reported before the ``KeyboardInterrupt`` goes on.
     """
     keeper = _Keeper(matrix, folder, batches, expectations)
@@ -75,9 +75,9 @@ class _Keeper:
             run.pairs.append(baselines.record)
             write_files(self._folder, baselines.files)
 
-    def keep(self, outcome: Outcome) -> None:
-        result, work = outcome.result, self._matrix.run.work
-        write_files(self._folder, outcome.files)
+    def keep(self, cell: FinishedCell) -> None:
+        result, work = cell.result, self._matrix.run.work
+        write_files(self._folder, cell.files)
         check_expectations(result, self._expectations)
         self._matrix.cells.append(result)
         self._matrix.cells.sort(key=lambda cell: self._place[cell.pair, cell.id])

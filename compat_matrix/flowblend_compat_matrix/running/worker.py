@@ -18,7 +18,7 @@ from flowblend_plugins.manager import make_plugin_manager, metrics_by_name, pair
 from flowblend_plugins.schedule import Stage, StageSchedule
 
 from ..measuring.bench import Bench, Videos
-from ..measuring.jobs import Baselines, Batch, Began, Message, Outcome, PairJob, RunSettings
+from ..measuring.jobs import Baselines, Batch, Began, FinishedCell, Message, PairJob, RunSettings
 from ..measuring.loading import PairChoice, pair_loader
 from ..measuring.prompts import PromptSet, own_prompts
 from ..measuring.runner import MatrixRunner, Measured
@@ -53,7 +53,7 @@ class Worker:
             if isinstance(found, Began):
                 yield found
             else:
-                yield pair.outcome(found)
+                yield pair.finish(found)
 
 
 class _OpenPair:
@@ -91,12 +91,12 @@ class _OpenPair:
         if settings.memory_limit_mb is not None:
             _limit_memory(settings.memory_limit_mb)
 
-    def outcome(self, measured: Measured) -> Outcome:
+    def finish(self, measured: Measured) -> FinishedCell:
         """A finished cell with its files; the first one brings the record of the pair along."""
         result, files = measured.result, {}
         if measured.videos is not None:
             result.videos, files = self._encode(result.id, result.pair, measured.videos)
-        return Outcome(result, files)
+        return FinishedCell(result, files)
 
     def _encode(self, what: str, pair: str, videos: Videos) -> tuple[list[str], dict[str, bytes]]:
         num_shown, title = self._settings.num_shown, f"{pair} {what}"

@@ -3,7 +3,7 @@
 ``python -m flowblend_research.blending_study.__main__ [--prompts N] [--threads N] [--out FILE]``
 
 Every row makes the same prompts from the same seeds, one video at a time (an adaptive method decides for each by
-itself), and is held against the large denoiser alone. Cost is counted in FLOPs, not timed; docs/frontier.md has times.
+itself), and is compared with the large denoiser alone. Cost is counted in FLOPs, not timed; docs/frontier.md has times.
 """
 
 from __future__ import annotations

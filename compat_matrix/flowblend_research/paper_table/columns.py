@@ -14,7 +14,7 @@ from flowblend_compat_matrix.results.cells import CellSpec
 from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE, StageSchedule
 
 CONTROL = "LLL"
-"""The row that every other one of its column is held against."""
+"""The row that every other one of its column is compared with."""
 
 
 @dataclass(frozen=True)

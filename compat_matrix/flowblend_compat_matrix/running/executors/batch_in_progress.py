@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from flowblend_plugins.errors import FlowBlendError
 
-from ...measuring.jobs import Batch, Began, Message, Outcome, lost_cell
+from ...measuring.jobs import Batch, Began, FinishedCell, Message, lost_cell
 from ...results.cells import CellSpec
 
 
@@ -29,7 +29,7 @@ class BatchInProgress:
         """Take note of what the worker says."""
         if isinstance(message, Began):
             self.now, self._since = message, time.monotonic()
-        elif isinstance(message, Outcome):
+        elif isinstance(message, FinishedCell):
             self._finished.add(message.result.id)
 
     def is_over(self, limit_s: float | None) -> bool:
@@ -42,7 +42,7 @@ class BatchInProgress:
         """One sentence for the cell that is over the limit."""
         return f"It took longer than the limit of {limit_s:g} s ({self.now.what})."
 
-    def to_blame(self) -> CellSpec | None:
+    def cell_at_fault(self) -> CellSpec | None:
         """The cell over which the worker was lost; ``None`` if every cell is finished."""
         unfinished = [cell for cell in self.batch.cells if cell.id not in self._finished]
         # Lost after a cell and before the next one began: the next one it would have been.
@@ -81,7 +81,7 @@ class Losses:
         Raises:
             FlowBlendError: the pair costs them, before any cell.
         """
-        pair, cell = batch.batch.pair, batch.to_blame()
+        pair, cell = batch.batch.pair, batch.cell_at_fault()
         is_loading = batch.now.cell is None
         if cell is None:  # it fell over its own end
             return

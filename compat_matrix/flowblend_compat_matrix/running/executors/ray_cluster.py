@@ -77,7 +77,7 @@ class RayExecutor:
             FlowBlendError: a pair cannot be opened, workers do not start or have other versions than this machine.
         """
         waiting = deque(batches)
-        settings = dataclasses.replace(settings, pairs=tuple(_anywhere(order) for order in settings.pairs))
+        settings = dataclasses.replace(settings, pairs=tuple(_anywhere(job) for job in settings.pairs))
         workers = [self._start(settings) for _ in range(min(self.num_workers, len(waiting)))]
         losses, failed_starts = Losses(waiting), 0
         last_news = time.monotonic()
@@ -243,11 +243,11 @@ def _cause_of_loss(error: Exception) -> tuple[str, str]:
     return "crashed", f"Its worker was lost: {str(error).strip().splitlines()[-1].rstrip('.')}."
 
 
-def _anywhere(order: PairJob) -> PairJob:
-    """A pair order whose folders are named in full, for workers have working directories of their own."""
-    texts = {side: getattr(order, side) for side in ("large", "small")}
+def _anywhere(job: PairJob) -> PairJob:
+    """The job of a pair with its folders named in full, for workers have working directories of their own."""
+    texts = {side: getattr(job, side) for side in ("large", "small")}
     found = {side: str(Path(text).resolve()) for side, text in texts.items() if text and Path(text).exists()}
-    return dataclasses.replace(order, **found)
+    return dataclasses.replace(job, **found)
 
 
 def _versions() -> dict[str, str]:

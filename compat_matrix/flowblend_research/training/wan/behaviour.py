@@ -159,7 +159,7 @@ def _measure(
 
 
 class _Rows:
-    """Rows of the card, each held against a row that was made before it."""
+    """Rows of the card, each compared with a row that was made before it."""
 
     def __init__(self, classifier: AttributeClassifier, captions: list[Caption], report: Callable[[str], None]) -> None:
         self.rows: list[Row] = []
