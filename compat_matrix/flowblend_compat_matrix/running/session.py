@@ -26,7 +26,7 @@ def measure_matrix(
 ) -> Path:
     """Measure all cells of ``batches`` into ``matrix`` and the folder; gives the path of the report.
 
-    ``matrix.json`` is written while cells are finished, so an interruption loses only those in progress: what is finished
+    ``matrix.json`` is written as cells are finished, so an interruption loses only those in progress: what is finished
     is reported before the ``KeyboardInterrupt`` goes on.
     """
     keeper = _Keeper(matrix, folder, batches, expectations)
