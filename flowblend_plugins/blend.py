@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from .attached_stack import AttachedStack
 from .contract.adapter import Adapter, AttachTarget, arguments_set_by
-from .contract.stack import judge_adapters, judge_call, setting_of
-from .contract.traits import Composition, Verdict, refuse_together
-from .errors import AdapterError, FlowBlendError, PairError, RoutingError, StackError
-from .manager import PluginOrigin, adapters_by_name, adopted_adapters, make_adapters, make_plugin_manager, pairs_by_name
+from .contract.stack import judge_call
+from .contract.traits import Composition, Verdict
+from .errors import PairError, RoutingError
+from .manager import make_adapters, make_plugin_manager, pairs_by_name
 from .pairs.loading import check_blendable, load_denoiser
 from .pairs.preset import pair_of
 from .pipelines.components import (
@@ -56,7 +57,6 @@ class Blend:
         trace: what ran, generation by generation.
         schedule: the stage schedule in force.
         denoisers: letter to denoiser.
-        adapters: the attached adapters: first those of set-ups that the pipeline brought along, then those asked for.
     """
 
     def __init__(
@@ -76,10 +76,8 @@ class Blend:
         self.schedule = schedule
         self.plugin_manager = make_plugin_manager(plugins)
         requested = make_adapters(self.plugin_manager, tuple(adapters))
-        self.adapters = (*adopted_adapters(self.plugin_manager, pipe, requested), *requested)
-        self._setting = setting_of(pipe, found.slot, schedule, reentry)
-        registered = adapters_by_name(self.plugin_manager).values()
-        judge_adapters(self.adapters, pipe, self._setting, registered).refuse_if_it_must()
+        stack = self._stack = AttachedStack(pipe, found.slot, schedule, reentry, requested, self.plugin_manager)
+        stack.choose()
         self.denoisers = _collect_denoisers(pipe, found, schedule, {"S": small, **further})
         for guard in guards:
             guard.check_denoisers(self.denoisers)
@@ -90,7 +88,7 @@ class Blend:
         router = ModelRouter(
             pipe, self.denoisers, found.called, schedule, self.plugin_manager.hook, self.trace, reentry
         )
-        enabled = EnabledPipeline(pipe, found, others, self._run_generation)
+        enabled = self._enabled = EnabledPipeline(pipe, found, others, self._run_generation)
         self._router, self._found = router, found
 
         with contextlib.ExitStack() as undo:
@@ -99,32 +97,18 @@ class Blend:
             undo.callback(router.detach)
             router.attach()
             undo.enter_context(control_scales_fitted(self.denoisers["L"], others))
-            undo.enter_context(self._adapters_attached(target))
-            for guard in guards:
-                self.plugin_manager.add(guard.attach(target), PluginOrigin(type(guard).__name__))
+            undo.callback(stack.detach)
+            stack.attach(target, [(type(guard).__name__, guard.attach) for guard in guards])
             self._undo = undo.pop_all()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The attached adapters: first those of set-ups that the pipeline brought along, then those asked for."""
+        return self._stack.adapters
 
     @property
     def is_enabled(self) -> bool:
         return self._undo is not None
-
-    @contextlib.contextmanager
-    def _adapters_attached(self, target: AttachTarget) -> Iterator[None]:
-        """Every adapter on the pipeline; what several of them refuse only now is refused together."""
-        refusals: list[FlowBlendError] = []
-        with contextlib.ExitStack() as undo:
-            for adapter in self.adapters:
-                try:
-                    attached = undo.enter_context(adapter.attach(target))
-                except (StackError, AdapterError) as error:
-                    refusals.append(error)
-                    continue
-                if attached is not None:
-                    self.plugin_manager.add(attached, PluginOrigin(f"attached {adapter.name}"))
-            if len(refusals) == 1:
-                raise refusals[0]
-            refuse_together([str(error) for error in refusals])
-            yield
 
     def plan(
         self, num_inference_steps: int, **call_arguments: Any
@@ -197,8 +181,8 @@ class Blend:
         spanning = [adapter.name for adapter in self.adapters if adapter.traits_with_options().spans_stages]
         if spanning:
             cause = f"{', '.join(spanning)} carries state from one stage into the next"
-        elif self._setting.reentry != "recompute":
-            cause = f"reentry={self._setting.reentry!r} carries cached state from one stage into the next"
+        elif self._stack.setting.reentry != "recompute":
+            cause = f"reentry={self._stack.setting.reentry!r} carries cached state from one stage into the next"
         elif self.plugin_manager.hook.flowblend_route.get_hookimpls():
             cause = "a flowblend_route hook decides who answers, so it is not known before the call"
         elif self.plugin_manager.hook.flowblend_answer.get_hookimpls():
@@ -212,7 +196,8 @@ class Blend:
 
         What adapters set themselves (steps, guidance) is as they will set it.
         """
-        return judge_call(self.adapters, self._setting, self.pipeline, call_arguments | arguments_set_by(self.adapters))
+        arguments = call_arguments | arguments_set_by(self.adapters)
+        return judge_call(self.adapters, self._stack.setting, self.pipeline, arguments)
 
     def disable(self) -> None:
         """Take everything off: the pipeline is byte for byte what it was before :func:`~flowblend_plugins.enable`.
@@ -233,15 +218,12 @@ class Blend:
         self.disable()
 
     def _run_generation(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        called = called_denoisers(self.pipeline, self._found.slot)
-        if [*map(id, called)] != [*map(id, self._found.called)]:
-            raise RoutingError(
-                f"the denoiser of this {type(self.pipeline).__name__} was replaced after enable(), so its calls cannot "
-                "be routed. Call disable(), then enable() again. To compile it, use pipe.transformer.compile()."
-            )
+        if not self._router.is_generating:  # else the router refuses the call, and the first one goes on undisturbed
+            self._refuse_replaced_denoisers()
+            self._stack.refresh()
         with self._router.generation():
             self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
-            verdict = judge_call(self.adapters, self._setting, self.pipeline, arguments)
+            verdict = judge_call(self.adapters, self._stack.setting, self.pipeline, arguments)
             verdict.refuse_if_it_must()
             for reason in verdict.of(Composition.INERT):
                 self.trace.reporter.note(f"declared inert: {reason}")
@@ -249,6 +231,17 @@ class Blend:
             if callback is not None and not hasattr(callback, "tensor_inputs"):  # diffusers' own are told by class
                 arguments["callback_on_step_end"] = self._router.unrouted(callback)
             return call(**arguments)
+
+    def _refuse_replaced_denoisers(self) -> None:
+        replaced = self._enabled.replaced_slots()
+        if [*map(id, called_denoisers(self.pipeline, self._found.slot))] != [*map(id, self._found.called)]:
+            replaced.insert(0, self._found.slot)
+        if replaced:
+            raise RoutingError(
+                f"the denoiser of this {type(self.pipeline).__name__} in `{replaced[0]}` was replaced after enable(), "
+                "so it would not be called. Call disable(), then enable() again. To compile a denoiser, use its "
+                f"compile(), as in pipe.{replaced[0]}.compile()."
+            )
 
 
 def _refuse_second_blend(pipe: Any, found: PipelineDenoisers) -> None:

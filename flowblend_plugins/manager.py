@@ -74,6 +74,11 @@ class FlowblendPluginManager(pluggy.PluginManager):
         except Exception as error:
             raise PluginError(f"{origin} cannot be registered: {_cause(error)}. {origin.remedy}") from error
 
+    def drop(self, plugin: Any) -> None:
+        """Take a plugin out again, so that another one may have its name."""
+        self.origins.pop(self.get_name(plugin) or "", None)
+        self.unregister(plugin)
+
 
 def make_plugin_manager(plugins: Iterable[Any] = ()) -> FlowblendPluginManager:
     """All installed plugins but the blocked ones, and ``plugins`` beside them, checked against the contract.

@@ -36,7 +36,11 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
 
 
 def judge_adapters(
-    adapters: Sequence[Adapter], pipe: Any, setting: StackSetting, registered: Iterable[type[Adapter]] = ()
+    adapters: Sequence[Adapter],
+    pipe: Any,
+    setting: StackSetting,
+    registered: Iterable[type[Adapter]] = (),
+    found_on_pipe: Iterable[Reason] = (),
 ) -> Verdict:
     """The verdict on a stack: from traits, and from the obstacles each adapter sees on this pipeline.
 
@@ -45,12 +49,16 @@ def judge_adapters(
         pipe: the diffusers pipeline.
         setting: what :func:`setting_of` says of it.
         registered: adapter classes that a refusal may name as a way out.
+        found_on_pipe: further reasons, found on the pipeline itself.
     """
     registered = tuple(registered)
     obstacles = [
-        Reason(Composition.REFUSED, f"{adapter.name!r}: {found}", remedy)
-        for adapter in adapters
-        for found, remedy in _missing_package(adapter) or _obstacles(adapter, pipe, registered)
+        *found_on_pipe,
+        *(
+            Reason(Composition.REFUSED, f"{adapter.name!r}: {found}", remedy)
+            for adapter in adapters
+            for found, remedy in _missing_package(adapter) or _obstacles(adapter, pipe, registered)
+        ),
     ]
     return judge(_facts(adapters), setting, obstacles)
 

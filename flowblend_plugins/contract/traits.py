@@ -49,6 +49,9 @@ class AdapterTraits:
         own_guidance: a denoiser that it changes answers what is guided already, and the others what is not.
         wraps: what of a denoiser it takes over: ``"blocks"``, ``"forward"``, ``"attention"``, ``"weights"``,
             ``"answer"`` (what the pipeline is told), ``"route"``, ``None``.
+        sets: names of what the technique leaves on a denoiser that it is switched on for without FlowBlending:
+            attributes (of the denoiser or its class) that are then true, hooks of diffusers', and packages whose
+            functions take the place of a ``forward``. By these it is noticed when it comes after ``enable()``.
         denoiser_kinds: ``"transformer"``, ``"unet"``, or both.
         denoiser_classes: class names it runs on (subclasses too); empty for any.
         pipeline_classes: pipeline class names it runs on (subclasses too); empty for any.
@@ -70,6 +73,7 @@ class AdapterTraits:
     compares_denoisers: bool = False
     own_guidance: bool = False
     wraps: str | None = None
+    sets: frozenset[str] = frozenset()
     denoiser_kinds: frozenset[str] = frozenset({"transformer", "unet"})
     denoiser_classes: frozenset[str] = frozenset()
     pipeline_classes: frozenset[str] = frozenset()

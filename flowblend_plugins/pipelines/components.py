@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import RoutingError
+from .stand_in import stand_in
 
 # These step copies of their scheduler, one for each frame block, so that nothing shows at which step a call stands.
 _UNROUTABLE = {
@@ -110,6 +111,11 @@ class EnabledPipeline:
             pipe.register_modules(**self._added)
             if getattr(pipe, "_all_hooks", None):  # model offloading was on: the newcomers take part
                 pipe.enable_model_cpu_offload(device=pipe._offload_device)
+        self._slots = {n: c for n, c in pipe.components.items() if any(c is m for m in self._further)}
+
+    def replaced_slots(self) -> list[str]:
+        """Names of the components that were further denoisers and that somebody has replaced since."""
+        return [name for name, module in self._slots.items() if getattr(self._pipe, name, None) is not module]
 
     def detach(self) -> None:
         pipe = self._pipe
@@ -127,10 +133,13 @@ class EnabledPipeline:
         """Take the added components out again; what the user changed meanwhile (another scheduler, say) stays."""
         pipe = self._pipe
         config = dict(pipe.config)
-        for name in self._added:
+        for name, module in self._added.items():
+            is_replaced = pipe.__dict__.get(name) is not module
+            if is_replaced and self._had_slot[name]:
+                continue
             if self._had_slot[name]:
                 object.__setattr__(pipe, name, None)
-            else:
+            elif not is_replaced:
                 pipe.__dict__.pop(name, None)
             if name in self._config:
                 config[name] = self._config[name]
@@ -191,13 +200,9 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
         after = order.index(slot) + 1 if slot in order else len(order)
         order[after:after] = [n for n in names if n not in order]
         sequence = "->".join(order)
-    return type(
-        base.__name__,
-        (base,),
+    return stand_in(
+        base,
         {
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__,
             "__new__": __new__,
             "__init__": __init__,
             "__call__": __call__,

@@ -19,6 +19,7 @@ from torch import nn
 from ..contract.call import DenoiserCall
 from ..contract.traits import REENTRY_POLICIES
 from ..errors import PluginError, RoutingError
+from ..pipelines.stand_in import stand_in
 from ..schedule import Assignment, StageSchedule
 from ..step import StepContext
 from ..trace.generation import CallRecord
@@ -347,7 +348,7 @@ def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: Mappin
 
 
 def _routed_class(base: type, router: ModelRouter) -> type:
-    """A subclass of ``base`` that nobody can tell from it by name, and that asks the router."""
+    """A class in the place of ``base`` that asks the router."""
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return router.call(self, args, kwargs)
@@ -368,9 +369,6 @@ def _routed_class(base: type, router: ModelRouter) -> type:
         )
 
     namespace: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
         "__new__": __new__,
         "__call__": __call__,
         "__reduce_ex__": __reduce_ex__,
@@ -378,7 +376,7 @@ def _routed_class(base: type, router: ModelRouter) -> type:
     }
     if hasattr(base, "cache_context"):
         namespace |= {"cache_context": cache_context, "_reset_stateful_cache": _reset_stateful_cache}
-    return type(base.__name__, (base,), namespace)
+    return stand_in(base, namespace)
 
 
 def router_of(denoiser: Any) -> ModelRouter | None:

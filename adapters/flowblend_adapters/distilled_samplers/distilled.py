@@ -15,6 +15,7 @@ from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, 
 from flowblend_plugins.contract.traits import Family
 
 from ..step_reduction.attached_solver import AttachedSolver
+from ..step_reduction.sampler_slot import sampler_in_place
 from ..step_reduction.solver import Solver
 from .few_step_sampler import SAMPLERS, Sampler
 from .guidance import set_guidance
@@ -96,14 +97,8 @@ class Distilled(Adapter):
         weights = read_weights(self.name, sources, target)
         solver = self._solver_for(weights)
         pipe = target.pipeline
-        # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
-        scheduler, config = pipe.scheduler, pipe._internal_dict
-        with weights_on(weights, target, self.lora_scale):
-            try:
-                pipe.register_modules(scheduler=solver.build_for(pipe))
-                yield AttachedDistilled(self, weights, target, pipe.scheduler)
-            finally:
-                pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
+        with weights_on(weights, target, self.lora_scale), sampler_in_place(pipe, solver.build_for(pipe)):
+            yield AttachedDistilled(self, weights, target, pipe.scheduler)
 
     def _given(self, target: AttachTarget) -> dict[str, str | None]:
         """Weights by letter, but for those that nobody asked for on a denoiser that the schedule never calls."""

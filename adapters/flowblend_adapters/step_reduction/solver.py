@@ -21,6 +21,7 @@ from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
 from .own_scheduler import pin_sigmas
 from .pipeline_levels import sample_at_levels_of
+from .sampler_slot import sampler_in_place
 from .selected_timesteps.stored import SelectedTimesteps
 
 # With explicit sigmas nothing may move them any more.
@@ -142,13 +143,8 @@ class Solver(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[AttachedSolver]:
         pipe = target.pipeline
-        # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
-        scheduler, config = pipe.scheduler, pipe._internal_dict
-        try:
-            pipe.register_modules(scheduler=self.build_for(pipe))
+        with sampler_in_place(pipe, self.build_for(pipe)):
             yield self.attached(pipe.scheduler)
-        finally:
-            pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
 
     def attached(self, scheduler: Any) -> AttachedSolver:
         """Plugin that takes part in the blend while this solver is on."""

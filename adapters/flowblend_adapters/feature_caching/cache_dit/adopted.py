@@ -31,7 +31,11 @@ class AdoptedCacheDit(Adapter):
 
     name: ClassVar[str] = "adopted_cache_dit"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
-    traits: ClassVar[AdapterTraits] = replace(CACHE_DIT_TRAITS, wraps=None)  # not put on here, so in nobody's way
+    traits: ClassVar[AdapterTraits] = replace(
+        CACHE_DIT_TRAITS,
+        wraps=None,  # not put on here, so in nobody's way
+        sets=frozenset({"_context_kwargs", "cache_dit"}),
+    )
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
         denoiser = getattr(pipe, "transformer", None)

@@ -101,7 +101,11 @@ class AdoptedDeepCache(Adapter):
 
     name: ClassVar[str] = "adopted_deepcache"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
-    traits: ClassVar[AdapterTraits] = replace(_TRAITS, wraps=None)  # not put on here, so it is in nobody's way
+    traits: ClassVar[AdapterTraits] = replace(
+        _TRAITS,
+        wraps=None,  # not put on here, so it is in nobody's way
+        sets=frozenset({"DeepCache"}),
+    )
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
         if hasattr(pipe, "unet") and find_helper(pipe.unet) is None:

@@ -59,6 +59,18 @@ _KINDS = {
 }
 
 
+# `enable_cache` sets the attribute; a hook of these names without it came from one of diffusers' `apply_*` functions.
+_SETS = frozenset(
+    {
+        "_cache_config",
+        *("fbc_leader_block_hook", "fbc_block_hook", "mag_cache_leader_block_hook", "mag_cache_block_hook"),
+        *("sea_cache_root", "sea_cache_leader_block", "sea_cache_block", "sea_cache_post_norm", "taylorseer_cache"),
+        *("pyramid_attention_broadcast", "faster_cache_denoiser", "faster_cache_block"),
+        *("text_kv_cache_transformer", "text_kv_cache_block"),
+    }
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdoptedDiffusersCache(Adapter):
     """The cache that was enabled on the pipeline's denoiser by ``enable_cache``.
@@ -77,6 +89,7 @@ class AdoptedDiffusersCache(Adapter):
         family=Family.FEATURE_CACHING,
         carries_step_state=True,
         wraps="blocks",
+        sets=_SETS,
         denoiser_kinds=frozenset({"transformer"}),
     )
 

@@ -34,7 +34,11 @@ class AdoptedTeaCache(Adapter):
     name: ClassVar[str] = "adopted_teacache"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = AdapterTraits(
-        family=Family.FEATURE_CACHING, carries_step_state=True, min_useful_steps=3, wraps="forward"
+        family=Family.FEATURE_CACHING,
+        carries_step_state=True,
+        min_useful_steps=3,
+        wraps="forward",
+        sets=frozenset({"enable_teacache"}),
     )
 
     def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:

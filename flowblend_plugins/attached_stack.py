@@ -1,0 +1,138 @@
+"""The adapters of one blend: chosen, judged, put on, and chosen anew when the pipeline has changed under them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .contract.adapter import Adapter, AttachTarget
+from .contract.stack import judge_adapters, setting_of
+from .contract.traits import Composition, Reason, StackSetting, refuse_together
+from .errors import AdapterError, FlowBlendError, RoutingError, StackError
+from .manager import FlowblendPluginManager, PluginOrigin, adapters_by_name, adopted_adapters
+from .pipelines.standing import Watch, marks_on
+from .schedule import StageSchedule
+
+AttachGuard = Callable[[AttachTarget], object]
+
+
+class AttachedStack:
+    """What is stacked on one pipeline, from :meth:`attach` until :meth:`detach`.
+
+    What the user switches on after ``enable()`` is treated as if it had come before: at the start of every generation
+    the pipeline is compared with how it stood, and where it differs, all adapters are taken off, adopted and judged
+    again, and put on again. A stack that is then refused stays off until the cause is gone, and so does every call.
+
+    Attributes:
+        adapters: first those of set-ups that the pipeline brought along, then those asked for.
+        setting: the facts that the stack was judged against.
+    """
+
+    adapters: tuple[Adapter, ...]
+    setting: StackSetting
+
+    def __init__(
+        self,
+        pipe: Any,
+        slot: str,
+        schedule: StageSchedule,
+        reentry: str,
+        requested: Sequence[Adapter],
+        manager: FlowblendPluginManager,
+    ) -> None:
+        self._pipe, self._slot, self._schedule, self._reentry = pipe, slot, schedule, reentry
+        self._requested, self._manager = tuple(requested), manager
+        self._sets = {name: frozenset(kind.traits.sets) for name, kind in adapters_by_name(manager).items()}
+        self._on: contextlib.ExitStack | None = None
+        self._watch: Watch | None = None
+
+    def choose(self) -> None:
+        """Adopt what the pipeline brings along and judge the stack; nothing is attached yet.
+
+        Raises:
+            StackError: the stack cannot work on this pipeline.
+        """
+        self.adapters = (*adopted_adapters(self._manager, self._pipe, self._requested), *self._requested)
+        self.setting = setting_of(self._pipe, self._slot, self._schedule, self._reentry)
+        registered = adapters_by_name(self._manager).values()
+        judge_adapters(self.adapters, self._pipe, self.setting, registered, self._unclaimed()).refuse_if_it_must()
+
+    def attach(self, target: AttachTarget, guards: Sequence[tuple[str, AttachGuard]] = ()) -> None:
+        """Put the chosen adapters on, and note how the pipeline then stands.
+
+        Args:
+            target: the blend.
+            guards: beside the adapters, what refuses the blend or gives a plugin of it, by name.
+        """
+        self._target, self._guards = target, guards
+        self._own_scheduler = self._pipe.scheduler
+        with contextlib.ExitStack() as undo:
+            self._attach_adapters(target, undo)
+            for name, attach in guards:
+                self._add(attach(target), name, undo)
+            self._watch = Watch(self._pipe, target.denoisers, frozenset().union(*self._sets.values()))
+            self._scheduler = self._pipe.scheduler
+            self._on = undo.pop_all()
+
+    def detach(self) -> None:
+        """Take all adapters off."""
+        on, self._on = self._on, None
+        if on is not None:
+            on.close()
+
+    def refresh(self) -> None:
+        """Adopt, judge and attach anew where the pipeline has changed since it was last looked at.
+
+        Raises:
+            StackError, RoutingError: what is on the pipeline now would have been refused by ``enable()``.
+        """
+        if self._on is not None:
+            assert self._watch is not None
+            if not self._watch.changes():
+                return
+            self._refuse_other_scheduler()
+            self.detach()
+        self.choose()
+        self.attach(self._target, self._guards)
+
+    def _attach_adapters(self, target: AttachTarget, undo: contextlib.ExitStack) -> None:
+        """Attach every adapter; what several of them refuse only now is refused together."""
+        refusals: list[FlowBlendError] = []
+        for adapter in self.adapters:
+            try:
+                attached = undo.enter_context(adapter.attach(target))
+            except (StackError, AdapterError) as error:
+                refusals.append(error)
+                continue
+            if attached is not None:
+                self._add(attached, f"attached {adapter.name}", undo)
+        if len(refusals) == 1:
+            raise refusals[0]
+        refuse_together([str(error) for error in refusals])
+
+    def _add(self, plugin: object, name: str, undo: contextlib.ExitStack) -> None:
+        self._manager.add(plugin, PluginOrigin(name))
+        undo.callback(self._manager.drop, plugin)
+
+    def _refuse_other_scheduler(self) -> None:
+        if self._pipe.scheduler is not self._scheduler and self._scheduler is not self._own_scheduler:
+            raise RoutingError(
+                f"pipe.scheduler was replaced after enable() by a {type(self._pipe.scheduler).__name__}, in place of "
+                f"the {type(self._scheduler).__name__} that an adapter had put there. To keep yours, call disable(), "
+                "then enable() without that adapter."
+            )
+
+    def _unclaimed(self) -> Iterator[Reason]:
+        """What is switched on, by what adapters declare that it sets, and is taken over by no adapter of the stack."""
+        denoiser = getattr(self._pipe, self._slot)
+        taken = frozenset[str]().union(*(adapter.traits.sets for adapter in self.adapters))
+        for name, sets in self._sets.items():
+            on = sorted(mark for mark, value in marks_on(denoiser, sets).items() if value)
+            if on and taken.isdisjoint(on):
+                yield Reason(
+                    Composition.REFUSED,
+                    f"{', '.join(on)} is set on the {type(denoiser).__name__}, so what {name!r} takes over is switched "
+                    "on there, and it was not taken over",
+                    "Switch it off, or set it up in the way that can be taken over.",
+                )
