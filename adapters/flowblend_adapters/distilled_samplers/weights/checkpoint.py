@@ -39,6 +39,7 @@ def checkpoint_on(tensors: Mapping[str, Any], denoiser: Any) -> Iterator[None]:
     """The tensors in the place of the denoiser's own, from entering until leaving."""
     own = {name: tensor for name, tensor in _own_tensors(denoiser).items() if name in tensors}
     before = {name: tensor.data for name, tensor in own.items()}
+    merged = _merged_loras(denoiser)
     try:
         for name, tensor in own.items():
             tensor.data = tensors[name].to(device=tensor.device, dtype=tensor.dtype)
@@ -46,6 +47,15 @@ def checkpoint_on(tensors: Mapping[str, Any], denoiser: Any) -> Iterator[None]:
     finally:
         for name, tensor in own.items():  # it may have been moved in between
             tensor.data = before[name].to(device=tensor.device)
+    if _merged_loras(denoiser) != merged:
+        raise StackError(
+            "LoRAs were merged into a denoiser, or unmerged, while distilled weights were in the place of its own, "
+            "which therefore do not have them. Load the denoiser again."
+        )
+
+
+def _merged_loras(denoiser: Any) -> list[Any]:
+    return [module.merged_adapters[:] for module in denoiser.modules() if hasattr(module, "merged_adapters")]
 
 
 def _own_tensors(denoiser: Any) -> dict[str, Any]:

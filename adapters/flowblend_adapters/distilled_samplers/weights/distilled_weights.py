@@ -44,8 +44,8 @@ class DistilledWeights:
         """Raise ``StackError`` if the LoRA was taken off or made inactive since it was put on."""
         if self.lora is not None and not is_lora_active(target.denoisers[self.letter]):
             raise StackError(
-                f"the LoRA that {name!r} put on denoiser {self.letter} was unloaded or made inactive since. Call "
-                "disable() on the blend, change LoRAs, then enable() again."
+                f"the LoRA that {name!r} put on denoiser {self.letter} was unloaded, merged or made inactive "
+                "since. Call disable() on the blend, change LoRAs, then enable() again."
             )
 
 
@@ -122,11 +122,36 @@ def read_weights(name: str, sources: Mapping[str, str], target: AttachTarget) ->
 
 @contextlib.contextmanager
 def weights_on(weights: Mapping[str, DistilledWeights], target: AttachTarget, scale: float) -> Iterator[None]:
-    """All of them on their denoisers, from entering until leaving."""
+    """All of them on their denoisers, from entering until leaving; fusing LoRAs is refused in between."""
     with contextlib.ExitStack() as undo:
         for of_one in weights.values():
             undo.enter_context(of_one.put_on(target, scale))
+            undo.enter_context(_fusing_refused(target.denoisers[of_one.letter]))
+        if weights:
+            undo.enter_context(_fusing_refused(target.pipeline))
         yield
+
+
+@contextlib.contextmanager
+def _fusing_refused(owner: Any) -> Iterator[None]:
+    """A pipeline or denoiser whose ``fuse_lora`` and ``unfuse_lora`` raise.
+
+    They would merge what is on for a while into the weights, or the user's own into weights that will be gone.
+    """
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise StackError(
+            "fuse_lora() and unfuse_lora() would change weights that 'distilled' will take away or must give back as "
+            "they were. Call disable() on the blend, fuse, then enable() again."
+        )
+
+    methods = [name for name in ("fuse_lora", "unfuse_lora") if hasattr(owner, name)]
+    vars(owner).update(dict.fromkeys(methods, refuse))
+    try:
+        yield
+    finally:
+        for name in methods:
+            vars(owner).pop(name, None)
 
 
 def _refuse_streamed(name: str, letter: str, denoiser: Any) -> None:

@@ -172,7 +172,12 @@ def lora_on(lora: Lora, scale: float, letter: str, pipe: Any, denoiser: Any) -> 
         before.activate(scale)
         yield
     finally:
-        before.restore()
+        is_changed = before.restore()
+    if is_changed:
+        raise StackError(
+            f"weights of denoiser {letter} were changed while {lora.source!r} was on it (by merging LoRAs into them, "
+            "say), and what they were before is not known any more. Load the denoiser again."
+        )
 
 
 def is_lora_active(denoiser: Any) -> bool:
@@ -180,7 +185,9 @@ def is_lora_active(denoiser: Any) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer) and LORA_NAME in m.r]  # type: ignore[operator]
-    return bool(layers) and all(LORA_NAME in m.active_adapters and not m.disable_adapters for m in layers)
+    return bool(layers) and all(
+        LORA_NAME in m.active_adapters and not m.disable_adapters and not m.merged for m in layers
+    )
 
 
 class _LayersBefore:
@@ -197,6 +204,8 @@ class _LayersBefore:
         layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
         self.fused = ", ".join(dict.fromkeys(name for layer in layers for name in layer.merged_adapters))
         self._active = {layer: (layer._active_adapter, layer._disable_adapters) for layer in layers}
+        self._as_left = dict(self._active)
+        self._digests: dict[Any, Any] = {}
         self._requires_grad = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
         self._loaded = vars(denoiser).get("_hf_peft_config_loaded")
         self._had_config = hasattr(denoiser, "peft_config")
@@ -213,32 +222,40 @@ class _LayersBefore:
             added = [LORA_NAME] if LORA_NAME in getattr(layer, "r", ()) else []
             layer._disable_adapters = is_disabled and not added
             layer.set_adapter(([] if is_disabled and added else names) + added)
+        self._as_left = {layer: (layer._active_adapter, layer._disable_adapters) for layer in self._active}
         for _, layer in self._ours():
+            self._digests[layer] = _digest(layer)
             if scale != 1.0:
                 layer.set_scale(LORA_NAME, scale)
         for parameter in self._denoiser.parameters():
             parameter.requires_grad_(self._requires_grad.get(parameter, False))
 
-    def restore(self) -> None:
+    def restore(self) -> bool:
+        """Take ours off; says whether somebody has changed the weights beneath it meanwhile."""
+        is_changed = any(layer.merged or _digest(layer) != digest for layer, digest in self._digests.items())
         for name, layer in self._ours():
             self._take_off(name, layer)
-        for layer, (active, is_disabled) in self._active.items():
+        for layer in [module for module in self._denoiser.modules() if isinstance(module, self._layer_class)]:
             now = layer._active_adapter
-            mine = [n for n in ([now] if isinstance(now, str) else now) if n != LORA_NAME]
-            untouched = mine in ([active], active, [])
-            layer._active_adapter = active if untouched else mine
-            layer._disable_adapters = is_disabled if untouched else layer._disable_adapters
+            if (now, layer._disable_adapters) == self._as_left.get(layer):
+                layer._active_adapter, layer._disable_adapters = self._active[layer]
+            elif LORA_NAME in now:
+                mine = [name for name in ([now] if isinstance(now, str) else now) if name != LORA_NAME]
+                layer._active_adapter = mine
         config = vars(self._denoiser).get("peft_config")
         if config is not None:
             config.pop(LORA_NAME, None)
-            if not config and not self._had_config:
+            if not config:
                 del self._denoiser.peft_config
-                if self._loaded is None:
+                if self._had_config:  # the user has deleted their own meanwhile, which leaves this behind
+                    self._denoiser._hf_peft_config_loaded = None
+                elif self._loaded is None:
                     vars(self._denoiser).pop("_hf_peft_config_loaded", None)
                 else:
                     self._denoiser._hf_peft_config_loaded = self._loaded
         for parameter, requires_grad in self._requires_grad.items():
             parameter.requires_grad_(requires_grad)
+        return is_changed
 
     def _take_off(self, name: str, layer: Any) -> None:
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names, *_UNDECLARED):
@@ -248,3 +265,14 @@ class _LayersBefore:
         if not layer.r and layer not in self._active:
             parent, _, child = name.rpartition(".")
             self._denoiser.get_submodule(parent)._modules[child] = layer.base_layer
+
+
+def _digest(layer: Any) -> int | None:
+    """The sum of the bits, as integers, of the weight beneath a LoRA layer; ``None`` of one that is no plain tensor."""
+    import torch
+
+    weight = layer.get_base_layer().weight
+    if type(weight) is not torch.nn.Parameter or not weight.is_contiguous():
+        return None
+    as_integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return int(weight.detach().view(as_integers).sum(dtype=torch.int64))
