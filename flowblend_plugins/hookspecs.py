@@ -45,7 +45,7 @@ def flowblend_register_commands(app: typer.Typer) -> None:
 
 @hookspec
 def flowblend_adopt(pipeline: Any) -> Iterable[Adapter]:  # type: ignore[empty-body]
-    """Adapters for accelerations that the user put on this pipeline before enabling; they join the stack."""
+    """Adapters for accelerations that the user put on this pipeline, before enabling or since; they join the stack."""
 
 
 @hookspec

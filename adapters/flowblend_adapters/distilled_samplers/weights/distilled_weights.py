@@ -44,8 +44,8 @@ class DistilledWeights:
         """Raise ``StackError`` if the LoRA was taken off or made inactive since it was put on."""
         if self.lora is not None and not is_lora_active(target.denoisers[self.letter]):
             raise StackError(
-                f"the LoRA that {name!r} put on denoiser {self.letter} was unloaded, merged or made inactive "
-                "since. Call disable() on the blend, change LoRAs, then enable() again."
+                f"the LoRA that {name!r} put on denoiser {self.letter} was unloaded or made inactive "
+                "since, or merged. Call disable() on the blend, change LoRAs, then enable() again."
             )
 
 
