@@ -18,7 +18,7 @@ AttachGuard = Callable[[AttachTarget], object]
 
 
 class AttachedStack:
-    """What is stacked on one pipeline, from :meth:`attach` until :meth:`detach`.
+    """Adapters stacked on one pipeline, from :meth:`attach` until :meth:`detach`.
 
     What the user switches on after ``enable()`` is treated as if it had come before: at the start of every generation
     the pipeline is compared with how it stood, and where it differs, all adapters are taken off, adopted and judged
@@ -76,7 +76,7 @@ class AttachedStack:
             self._on = undo.pop_all()
 
     def detach(self) -> None:
-        """Take all adapters off."""
+        """Take all adapters off the pipeline."""
         on, self._on = self._on, None
         if on is not None:
             on.close()
@@ -124,7 +124,7 @@ class AttachedStack:
             )
 
     def _unclaimed(self) -> Iterator[Reason]:
-        """What is switched on, by what adapters declare that it sets, and is taken over by no adapter of the stack."""
+        """Reasons against accelerations that are switched on, as adapters declare, and not taken over."""
         denoiser = getattr(self._pipe, self._slot)
         taken = frozenset[str]().union(*(adapter.traits.sets for adapter in self.adapters))
         for name, sets in self._sets.items():

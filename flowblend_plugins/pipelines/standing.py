@@ -1,4 +1,4 @@
-"""How a pipeline and its denoisers stand: what was set on them that decides what a generation computes.
+"""State of a pipeline and its denoisers that decides what a generation computes, beyond their weights.
 
 Caches, guidance techniques and attention implementations all leave something behind: an attribute on the denoiser or
 on its class, a hook, another ``forward`` or another attention processor on some module. ``enable()`` reads this once;
@@ -60,7 +60,7 @@ def patches_on(denoiser: nn.Module) -> Iterator[Patch]:
 
 
 def marks_on(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the named attributes that a denoiser or its class has, with their values."""
+    """Values of those of the named attributes that a denoiser or its class has."""
     owners = [vars(denoiser), *map(vars, _own_classes(type(denoiser)))]
     found = {}
     for name in names:
@@ -90,7 +90,7 @@ class Watch:
         self._prepare()
 
     def changes(self) -> dict[tuple[str, ...], Any]:
-        """What differs, by what it is; a value of ``None`` is gone. Empty, and quick to say so, if nothing does.
+        """Facts that differ, by what they are; a value of ``None`` is gone. Empty, quickly, if nothing differs.
 
         Where it says that nothing differs, small things may have come that mean nothing, such as an empty registry.
         """
@@ -143,7 +143,7 @@ class Watch:
         self._seen = self._glance()
 
     def _glance(self) -> list[Any]:
-        """What would be different if a fact were: some false alarms, no false calm."""
+        """Values of which one differs whenever a fact does: some false alarms, no false calm."""
         of_pipe = vars(self._pipe)
         return [
             [of_pipe.get(name) for name in self._components],
@@ -176,7 +176,7 @@ def _own_classes(kind: type) -> list[type]:
 
 
 def _forward_of(own: Mapping[str, Any]) -> Any:
-    """What was set as a module's ``forward``, beneath accelerate's, which is exchanged in every generation."""
+    """The function set as a module's ``forward``, beneath accelerate's, which is exchanged in every generation."""
     return own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
 
 
