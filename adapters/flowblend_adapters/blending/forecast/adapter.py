@@ -25,7 +25,7 @@ from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, 
 from flowblend_plugins.contract.traits import Family
 
 from ..residual import SMALL, noise_level, velocity_of, with_velocity
-from .moments import Place, VelocityMoments
+from .moments import BATCHED_BRANCHES, Place, VelocityMoments, guides_in_one_batch
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,14 @@ class Forecast(Adapter):
         moments: file that ``flowblend calibrate forecast`` wrote for this denoiser, or ``"reference"`` for that of the
             embedded pair: the velocities are then combined as errs least by what was measured. ``trend`` has no part
             in it.
+        as_calibrated: refuse, when the pipeline is called, another sampler, number of steps or guidance than those the
+            moments were checked with; a computed schedule (``flowblend plan``) holds for these alone.
     """
 
     recall_every: int = 2
     trend: float = 1.0
     moments: str | None = None
+    as_calibrated: bool = False
 
     name: ClassVar[str] = "forecast"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
@@ -72,6 +75,8 @@ class Forecast(Adapter):
             if self.trend != 1.0:
                 raise ValueError(f"trend={self.trend} has no part in a forecast by moments; leave it out")
             _ = self._measured  # a file that cannot be read is told of with the options
+        if self.as_calibrated and (self._measured is None or self._measured.own_sampling is None):
+            raise ValueError("as_calibrated=True needs moments with a run of the pipeline's own sampler")
 
     @functools.cached_property
     def _measured(self) -> VelocityMoments | None:
@@ -90,7 +95,8 @@ class Forecast(Adapter):
 
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[_Forecasting]:
-        yield _Forecasting(self) if self._measured is None else _FittedForecasting(self, self._measured)
+        own = self._measured
+        yield _Forecasting(self) if own is None else FittedForecasting(self, own, target.pipeline)
 
 
 class _Said(NamedTuple):
@@ -142,36 +148,72 @@ class _Forecasting:
         return with_velocity(last.output, velocity)
 
 
-class _FittedForecasting(_Forecasting):
+class FittedForecasting(_Forecasting):
     """Combines the velocities of all guidance branches. More than two large steps of each gained nothing."""
 
-    def __init__(self, options: Forecast, moments: VelocityMoments) -> None:
+    def __init__(self, options: Forecast, moments: VelocityMoments, pipe: Any) -> None:
         super().__init__(options)
-        self._moments = moments
+        self._moments, self._pipe = moments, pipe
         self._weights: dict[tuple[Place, ...], list[float]] = {}
+        self._checked_generation = -1
 
     @hookimpl
     def flowblend_answer(self, call: DenoiserCall) -> Any:
-        self._place(call.step)  # what cannot be forecast is told at the first call, not in the middle
+        # What cannot be forecast is told at the first call, not in the middle.
+        self._places(call.step)
+        if self._options.as_calibrated and call.step.generation != self._checked_generation:
+            self._check(call.step)
+            self._checked_generation = call.step.generation
         return super().flowblend_answer(call)
 
     def _continued(self, step: StepContext, said: list[_Said]) -> Any:
+        import torch
+
         last = said[-1]
         alike = [one for every in self._said.values() for one in every if one.velocity.shape == last.velocity.shape]
-        places = (self._place(step), *(self._place(one.step) for one in alike))
-        if places not in self._weights:
-            self._weights[places] = self._moments.weights(places[0], places[1:]).tolist()
-        parts = zip(self._weights[places], alike, strict=True)
-        velocity = sum(weight * one.velocity.float() for weight, one in parts)
-        return with_velocity(last.output, cast("torch.Tensor", velocity).to(last.velocity.dtype))
+        known = [place for one in alike for place in self._places(one.step)]
+        parts = [part.float() for one in alike for part in self._parts(one.velocity)]
+        guesses = []
+        for place in self._places(step):
+            places = (place, *known)
+            if places not in self._weights:
+                self._weights[places] = self._moments.weights(place, known).tolist()
+            weighted = zip(self._weights[places], parts, strict=True)
+            guesses.append(sum(weight * part for weight, part in weighted))
+        velocity = torch.cat(cast("list[torch.Tensor]", guesses))
+        return with_velocity(last.output, velocity.to(last.velocity.dtype))
 
-    def _place(self, step: StepContext) -> Place:
-        if step.branch not in self._moments.branches:
-            branches = ", ".join(map(str, self._moments.branches))
-            raise StackError(
-                f"'forecast': the moments are of the guidance branches {branches}, and this call is of {step.branch}. "
-                "Run `flowblend calibrate forecast` with the guidance of this call."
-            )
+    def _parts(self, velocity: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A velocity by guidance branches, which a pipeline may ask for in one batch."""
+        return velocity.chunk(2) if self._moments.is_batched else (velocity,)
+
+    def _places(self, step: StepContext) -> tuple[Place, ...]:
+        """Of each part of a call's velocity."""
         if step.timestep is None:
             raise StackError("'forecast': moments go by timesteps, and this sampler's cannot be read. Leave them out.")
-        return Place(step.branch, step.timestep)
+        measured = self._moments.branches
+        if self._moments.is_batched:
+            if step.branch is None and guides_in_one_batch(self._pipe):
+                return tuple(Place(branch, step.timestep) for branch in BATCHED_BRANCHES)
+        elif step.branch in measured and not (step.branch is None and guides_in_one_batch(self._pipe)):
+            return (Place(step.branch, step.timestep),)
+        branches = ", ".join(map(str, measured))
+        raise StackError(
+            f"'forecast': the moments are of the guidance branches {branches}, and this call is of {step.branch}. "
+            "Run `flowblend calibrate forecast` with the guidance of this call."
+        )
+
+    def _check(self, step: StepContext) -> None:
+        own = self._moments.own_sampling
+        assert own is not None, "the option needs it"
+        found = own.sampler.differences(self._pipe.scheduler)
+        if step.num_inference_steps != own.sampler.num_steps:
+            found.append(f"{own.sampler.num_steps} steps, not {step.num_inference_steps}")
+        guidance = getattr(self._pipe, "guidance_scale", None)
+        if None not in (guidance, self._moments.guidance_scale) and guidance != self._moments.guidance_scale:
+            found.append(f"guidance scale {self._moments.guidance_scale:g}, not {guidance:g}")
+        if found:
+            raise StackError(
+                f"'forecast': this schedule was computed for {'; '.join(found[:4])}. Call the pipeline as it was "
+                "calibrated, or run `flowblend calibrate forecast` and `flowblend plan` for this call."
+            )

@@ -13,7 +13,7 @@ from flowblend_plugins import StackError, Trace, enable
 from flowblend_plugins.files.measurement import config_facts
 
 from ..residual import velocity_of
-from .moments import Place, VelocityMoments
+from .moments import BATCHED_BRANCHES, Place, VelocityMoments, guides_in_one_batch
 
 
 def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> VelocityMoments:
@@ -37,7 +37,7 @@ def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> Velo
     with enable(pipe, None, "LLL") as blend:
         denoiser: Any = blend.denoisers["L"]
         for call in calls:
-            with _watched(denoiser, blend.trace) as velocities:
+            with _watched(pipe, denoiser, blend.trace) as velocities:
                 pipe(**call)
             own = sorted(velocities, key=lambda place: (str(place.branch), -place.timestep))
             if places not in ([], own):
@@ -59,16 +59,17 @@ def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> Velo
         return VelocityMoments(
             class_name=type(denoiser).__name__,
             config=config_facts(denoiser),
-            guidance_scale=calls[0].get("guidance_scale"),
+            guidance_scale=calls[0].get("guidance_scale", getattr(pipe, "guidance_scale", None)),
             prompts=tuple(str(call["prompt"]) for call in calls if "prompt" in call),
             branches=branches,
             timesteps=timesteps,
+            is_batched=getattr(pipe, "unet", None) is not None and branches == tuple(sorted(BATCHED_BRANCHES)),
             moments=(total / len(calls)).numpy(),
         )
 
 
 @contextlib.contextmanager
-def _watched(denoiser: nn.Module, trace: Trace) -> Iterator[dict[Place, torch.Tensor]]:
+def _watched(pipe: Any, denoiser: nn.Module, trace: Trace) -> Iterator[dict[Place, torch.Tensor]]:
     """The velocity at every place, flat; filled while the pipeline runs."""
     seen: dict[Place, torch.Tensor] = {}
 
@@ -77,7 +78,11 @@ def _watched(denoiser: nn.Module, trace: Trace) -> Iterator[dict[Place, torch.Te
             return
         if step.timestep is None:
             raise StackError("a forecast is made by timesteps, and this sampler's cannot be read. Use another solver.")
-        seen[Place(step.branch, step.timestep)] = velocity_of(output).detach().flatten().float().cpu().clone()
+        velocity = velocity_of(output).detach().float().cpu()
+        is_batched = step.branch is None and guides_in_one_batch(pipe)
+        parts = zip(BATCHED_BRANCHES, velocity.chunk(2), strict=True) if is_batched else [(step.branch, velocity)]
+        for branch, part in parts:
+            seen[Place(branch, step.timestep)] = part.flatten().clone()
 
     handle = denoiser.register_forward_hook(note)
     try:

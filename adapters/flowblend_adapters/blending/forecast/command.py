@@ -16,11 +16,19 @@ def forecast(
     steps: Annotated[
         int, typer.Option(min=2, help="Of each generation; some three times as many as will be sampled with.")
     ] = 60,
+    own_steps: Annotated[
+        int | None, typer.Option(min=3, help="Number of steps you will sample with.  [default: the pair's]")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Also run large-only and three computed stacks, which `flowblend plan` needs.")
+    ] = True,
 ) -> Calibrated:
     """Measure how alike the large denoiser's velocities are from step to step, for a forecast that errs least.
 
     The large denoiser generates every prompt alone. FILE receives the inner products of its velocities at every two
     timesteps and guidance branches, the mean over the prompts. They serve any solver, number of steps and shift.
+    With --check each prompt is then generated four times more at your own number of steps: what was predicted of three
+    computed stacks is held against what they gave.
 
     Examples:
 
@@ -35,10 +43,22 @@ def forecast(
     calls = [call | {"num_inference_steps": steps} for call in request.calls(opened)]
     moments = calibrate_forecast(opened.pipeline, calls=calls)
     branches = ", ".join(str(branch) for branch in moments.branches)
+    told = [f"{len(calls)} prompts, {len(moments.timesteps)} timesteps, guidance branches: {branches}"]
+    if check:
+        from .check import check_forecast
+
+        asked = {} if own_steps is None else {"num_inference_steps": own_steps}
+        own_calls = [call | asked for call in request.calls(opened)]
+        moments = check_forecast(opened.pipeline, moments, calls=own_calls)
+        assert moments.own_sampling is not None
+        for one in moments.own_sampling.checked:
+            predicted, observed = one["predicted_psnr_db"], one["observed_psnr_db"]
+            told.append(f"{one['schedule']}: {predicted:.1f} dB predicted, {observed:.1f} dB observed")
+        told.append(f"{request.out}: compute a stack with `flowblend plan --moments {request.out} --min-psnr 30`.")
     return Calibrated(
         moments.to_json(),
         [
-            f"{len(calls)} prompts, {len(moments.timesteps)} timesteps, guidance branches: {branches}",
+            *told,
             f"{request.out}: use it with --adapter \"forecast(moments='{request.out}')\".",
         ],
     )

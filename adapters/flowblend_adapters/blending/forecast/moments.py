@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 
 from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
 
+from .own_sampling import OwnSampling
+
 Array = NDArray[np.float64]
 
 RIDGE = 1e-5
 """Of each velocity's own power: neighbours are nearly the same, and weights must not live on their difference."""
+BATCHED_BRANCHES = ("uncond", "cond")
+"""How diffusers' pipelines order guidance branches that they ask for in one batch."""
 
 
 class Place(NamedTuple):
@@ -32,6 +36,11 @@ class Place(NamedTuple):
     timestep: float
 
 
+def guides_in_one_batch(pipe: Any) -> bool:
+    """Whether a pipeline that does not name its branches puts both in one call; asked while it generates."""
+    return getattr(pipe, "unet", None) is not None and bool(getattr(pipe, "do_classifier_free_guidance", False))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VelocityMoments:
     """Second moments (Gram matrix) of one denoiser's velocities.
@@ -39,11 +48,13 @@ class VelocityMoments:
     Attributes:
         class_name: of the denoiser.
         config: its diffusers config without private entries.
-        guidance_scale: of the generations; ``None`` where it was left to the pipeline.
+        guidance_scale: of the generations; ``None`` where the pipeline does not say.
         prompts: what was generated.
         branches: guidance branches, as the pipeline names them; ``None`` where it does not.
         timesteps: ``N`` of them, falling.
         moments: inner products per value ``[B * N, B * N]``, one branch after another.
+        is_batched: the pipeline asks for both branches in one call, :data:`BATCHED_BRANCHES`.
+        own_sampling: what the pipeline's own sampler gave, which planning needs; ``None`` where it was not run.
     """
 
     class_name: str
@@ -53,16 +64,22 @@ class VelocityMoments:
     branches: tuple[str | None, ...]
     timesteps: tuple[float, ...]
     moments: Array
+    is_batched: bool = False
+    own_sampling: OwnSampling | None = None
 
     def weights(self, wanted: Place, known: Sequence[Place]) -> Array:
         """Weights of the known velocities whose sum is the least-squares guess of the wanted one.
 
         Beyond the calibrated timesteps the nearest one stands. Every branch must be one of :attr:`branches`.
         """
-        rows = np.stack([self._row(place) for place in known])
-        between = rows @ self.moments @ rows.T
-        towards = rows @ self.moments @ self._row(wanted)
+        gram = self.gram([*known, wanted])
+        between, towards = gram[:-1, :-1], gram[:-1, -1]
         return np.linalg.solve(between + RIDGE * np.diag(np.diag(between)), towards)
+
+    def gram(self, places: Sequence[Place]) -> Array:
+        """Inner products per value of the velocities at these places ``[P, P]``, on lines between calibrated ones."""
+        rows = np.stack([self._row(place) for place in places])
+        return rows @ self.moments @ rows.T
 
     def _row(self, place: Place) -> Array:
         """The place as shares of calibrated ones."""
@@ -84,14 +101,17 @@ class VelocityMoments:
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`read` reads; the moments as a lower triangle, to seven digits."""
         triangle = self.moments[np.tril_indices(len(self.moments))]
+        own = {} if self.own_sampling is None else {"own_sampling": self.own_sampling.to_json()}
         return _FILE.envelope(
             {
                 "denoiser": {"class": self.class_name, "config": dict(self.config)},
                 "guidance_scale": self.guidance_scale,
                 "prompts": list(self.prompts),
                 "branches": list(self.branches),
+                "is_batched": self.is_batched,
                 "timesteps": list(self.timesteps),
                 "moments": [float(f"{value:.7g}") for value in triangle],
+                **own,
             }
         )
 
@@ -115,7 +135,9 @@ class VelocityMoments:
             prompts=tuple(data["prompts"]),
             branches=branches,
             timesteps=timesteps,
+            is_batched=bool(data.get("is_batched", False)),
             moments=_read_moments(branches, timesteps, data["moments"]),
+            own_sampling=OwnSampling.from_json(data["own_sampling"]) if "own_sampling" in data else None,
         )
 
 

@@ -1,0 +1,154 @@
+"""Running the pipeline's own sampler in a calibration: large-only, and a few planned stacks to check predictions on.
+
+Moments say how far the final latents are off. What that is in decibels of the video, and what a step costs, is measured
+here on the calibration's own prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowblend_plugins import StackError, enable, hookimpl
+
+from ..residual import SMALL
+from .adapter import FittedForecasting, Forecast
+from .moments import VelocityMoments
+from .own_sampling import OwnSampling
+from .planning.plan import PlannedStack, plan_front, predicted_psnr_db
+from .sampler import Sampler
+
+CHECKED_FRACTIONS = (1 / 4, 1 / 3, 1 / 2)
+"""Of the steps large in the stacks that are run."""
+MOST_DB = 99.0
+Noises = list[tuple[Any, Any]]
+
+
+def check_forecast(pipe: Any, moments: VelocityMoments, *, calls: Sequence[Mapping[str, Any]]) -> VelocityMoments:
+    """Run large-only and three planned stacks for each call; the moments with what was measured.
+
+    Args:
+        pipe: the pipeline that the moments were measured on, with nothing enabled; its small denoiser is not needed.
+        moments: of its denoiser.
+        calls: keyword arguments of each generation, with the number of steps that will be used.
+
+    Raises:
+        StackError: the sampler cannot be planned for.
+        UsageError: the guidance branches cannot be planned for.
+    """
+    noises = [noises_of(call.get("generator")) for call in calls]
+    every = [run_placed(pipe, moments, None, call, noise) for call, noise in zip(calls, noises, strict=True)]
+    first = every[0].watched.sampler
+    large_ms = statistics.median(one for made in every for one in made.watched.times_ms(of_forecasts=False))
+    own = OwnSampling(sampler=first, psnr_offset_db=0.0, large_step_ms=large_ms, forecast_step_ms=0.0)
+    front = plan_front(dataclasses.replace(moments, own_sampling=own), "")
+    forecast_ms, observed = list[float](), dict[PlannedStack, float]()
+    for stack in _some(front):
+        psnrs = []
+        for call, noise, large in zip(calls, noises, every, strict=True):
+            made = run_placed(pipe, moments, stack.large_steps, call, noise)
+            psnrs.append(psnr_db(made.video, large.video))
+            forecast_ms += made.watched.times_ms(of_forecasts=True)
+        observed[stack] = statistics.fmean(psnrs)
+    offset = statistics.median(seen - predicted_psnr_db(stack.squared_error, 0.0) for stack, seen in observed.items())
+    checked = tuple(
+        {
+            "schedule": stack.schedule,
+            "predicted_psnr_db": round(predicted_psnr_db(stack.squared_error, offset), 2),
+            "observed_psnr_db": round(seen, 2),
+        }
+        for stack, seen in observed.items()
+    )
+    own = dataclasses.replace(
+        own, psnr_offset_db=offset, forecast_step_ms=statistics.median(forecast_ms), checked=checked
+    )
+    return dataclasses.replace(moments, own_sampling=own)
+
+
+def _some(front: Sequence[PlannedStack]) -> list[PlannedStack]:
+    """The stacks of the front nearest to the fractions of large steps that are checked."""
+    usable = [stack for stack in front if 1 < len(stack.large_steps) < stack.num_steps]
+    if not usable:
+        raise StackError("a forecast is checked on three steps or more. Calibrate with more --own-steps.")
+    nearest = [min(usable, key=lambda one: abs(one.flops_fraction - wanted)) for wanted in CHECKED_FRACTIONS]
+    return list(dict.fromkeys(nearest))
+
+
+class _Watched(FittedForecasting):
+    """Forecasts every step but the large ones, notes the sampler as the pipeline set it, and when each step began."""
+
+    def __init__(self, pipe: Any, moments: VelocityMoments, large_steps: Sequence[int] | None) -> None:
+        super().__init__(Forecast(recall_every=0), moments, pipe)
+        self._pipe, self._large_steps = pipe, large_steps
+        self._began: dict[int, float] = {}
+        self._sampler: Sampler | None = None
+
+    @hookimpl
+    def flowblend_answer(self, call: Any) -> Any:
+        step = call.step
+        if self._sampler is None:
+            self._sampler = Sampler.of(self._pipe.scheduler)
+        if step.step_index not in self._began:
+            self._began[step.step_index] = _now()
+        if self._large_steps is not None and step.step_index not in self._large_steps:
+            call = copy.copy(call)
+            call.step = step._replace(denoiser=SMALL)
+        return super().flowblend_answer(call)
+
+    @property
+    def sampler(self) -> Sampler:
+        assert self._sampler is not None, "the pipeline has called its denoiser"
+        return self._sampler
+
+    def times_ms(self, of_forecasts: bool) -> list[float]:
+        """Of the forecast or the other steps, but the last, whose end is not seen."""
+        large = self._began.keys() if self._large_steps is None else self._large_steps
+        return [
+            (after - began) * 1e3
+            for (step, began), (_, after) in itertools.pairwise(self._began.items())
+            if (step not in large) == of_forecasts
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    video: Any
+    watched: _Watched
+
+
+def run_placed(
+    pipe: Any, moments: VelocityMoments, large_steps: Sequence[int] | None, call: Mapping[str, Any], noise: Noises
+) -> Made:
+    watched = _Watched(pipe, moments, large_steps)
+    for generator, state in noise:
+        generator.set_state(state)
+    with enable(pipe, None, "LLL", plugins=[watched]):
+        output = pipe(**{**call, "output_type": "np"})
+    return Made(np.asarray(output.frames if hasattr(output, "frames") else output.images, np.float32), watched)
+
+
+def noises_of(generators: Any) -> Noises:
+    """What brings the noise of a call back, which every stack must start from."""
+    several = generators if isinstance(generators, (list, tuple)) else [generators]
+    return [(one, one.get_state()) for one in several if one is not None]
+
+
+def psnr_db(video: Any, wanted: Any) -> float:
+    error = float(np.mean((video.astype(np.float64) - wanted) ** 2))
+    return min(MOST_DB, -10.0 * math.log10(error)) if error > 0.0 else MOST_DB
+
+
+def _now() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
