@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,7 +111,7 @@ class Blend:
     def is_enabled(self) -> bool:
         return self._undo is not None
 
-    def plan(
+    def preview(
         self, num_inference_steps: int, **call_arguments: Any
     ) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
         """The steps of a generation to come, and for each adapter what every step will do, ``None`` if it cannot tell.
@@ -143,6 +144,13 @@ class Blend:
             for index, (letter, stage) in enumerate(assignments)
         ]
         return steps, [adapter.plan(self._target, steps) for adapter in self.adapters]
+
+    def plan(
+        self, num_inference_steps: int, **call_arguments: Any
+    ) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
+        """Old name of :meth:`preview`."""
+        warnings.warn("Blend.plan is now Blend.preview.", DeprecationWarning, stacklevel=2)
+        return self.preview(num_inference_steps, **call_arguments)
 
     @contextlib.contextmanager
     def recorded(self, replay: Sequence[Recording] = ()) -> Iterator[Recording]:

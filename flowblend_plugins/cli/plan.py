@@ -89,7 +89,7 @@ def plan_blend(blend: Blend, num_steps: int, call_arguments: Mapping[str, Any]) 
     known_call = {**defaults, **call_arguments, "num_inference_steps": num_steps}
     planning = [adapter for adapter in blend.adapters if type(adapter).plan is not Adapter.plan]
     try:
-        steps, outcomes = blend.plan(**known_call)
+        steps, outcomes = blend.preview(**known_call)
     except RoutingError:
         unloaded = plan_unloaded(stages, num_steps, blend.adapters)
         nothing: dict[str, list[Outcome] | None] = {write_spec(adapter): None for adapter in planning}

@@ -58,8 +58,9 @@ _FpsOption = Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a s
 _ReentryOption = Annotated[
     str, typer.Option(help="When a denoiser returns, its cached state is forgotten (recompute) or used (keep).")
 ]
-_PlanOption = Annotated[
-    bool, typer.Option("--plan", help="Say which denoiser would answer when, and what adapters know of it, and stop.")
+_DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say which denoiser would answer when, and what adapters know of it, and stop."),
 ]
 
 
@@ -84,7 +85,8 @@ def run(
     num_frames: FramesOption = None,
     fps: _FpsOption = 8.0,
     reentry: _ReentryOption = "recompute",
-    plan: _PlanOption = False,
+    dry_run: _DryRunOption = False,
+    plan: Annotated[bool, typer.Option("--plan", hidden=True, help="Old name of --dry-run.")] = False,
     out: OutOption = Path("out/run"),
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +99,7 @@ def run(
 
         flowblend run --prompt "a red circle moving left" --out out/first
 
-        flowblend run --schedule LSS --early 0.3 --plan
+        flowblend run --schedule LSS --early 0.3 --dry-run
 
         flowblend run --schedule L:10,S:10,L:5 --adapter "unipc(num_inference_steps=25)"
 
@@ -125,7 +127,9 @@ def run(
     call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "prompt": prompt}
     call |= {"negative_prompt": negative_prompt, "height": height, "width": width, "num_frames": num_frames}
     if plan:
-        stack.plan(call, as_json)
+        typer.echo("flowblend: --plan is now --dry-run; `flowblend plan` computes a stack.", err=True)
+    if dry_run or plan:
+        stack.preview(call, as_json)
         return
     stack.generate(call, seed, fps, out, as_json)
 
@@ -142,10 +146,10 @@ class _Stack:
     reentry: str
     num_steps: int | None
 
-    def plan(self, asked: dict[str, Any], as_json: bool) -> None:
+    def preview(self, asked: dict[str, Any], as_json: bool) -> None:
         """Show which denoiser would answer when; the pair is loaded only where the plan depends on it."""
         if self.num_steps is None:
-            raise UsageError("--plan: the number of steps is not known before --large is loaded. Give --steps.")
+            raise UsageError("--dry-run: the number of steps is not known before --large is loaded. Give --steps.")
         planned = self._planned_unloaded(self.num_steps)
         # What goes by sigmas or is read off the denoisers needs them; without that nothing is loaded.
         plans_ahead = any(

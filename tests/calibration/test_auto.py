@@ -152,7 +152,7 @@ def test_the_command_line_refuses_steps_before_loading(
 ) -> None:
     path = tmp_path / "b.json"
     path.write_text(json.dumps(calibrated[1].to_json()))
-    for plan in ((), ("--plan",)):
+    for plan in ((), ("--dry-run",)):
         arguments = ("--large", "nowhere", "--small", "nowhere", "--steps", 8, "--out", tmp_path / "out", *plan)
         result = flowblend("run", "--schedule", "auto", "--calibration", path, *arguments)
         assert result.code == 2

@@ -18,7 +18,7 @@ def run_pair(small_run: list[str]) -> list[str]:
 
 
 def test_heun_is_planned_in_timesteps(flowblend: Callable[..., Any], run_pair: list[str]) -> None:
-    result = flowblend(*run_pair, *HEUN, "--plan")
+    result = flowblend(*run_pair, *HEUN, "--dry-run")
     assert result.code == 0, result.err
     assert result.out.splitlines()[0] == "LSL: L 1-4, S 5-7, L 8-9 of 9 timesteps, for the sampler calls twice a step"
 
@@ -32,7 +32,7 @@ def test_runs_of_steps_are_fitted_to_the_timesteps_of_heun(flowblend: Callable[.
 
 def test_what_is_planned_is_what_runs(flowblend: Callable[..., Any], run_pair: list[str]) -> None:
     arguments = (*run_pair, "--schedule", "L>=0.9,S>=0.5,L", "--adapter", "dpmpp_2m(num_inference_steps=6)")
-    plan = json.loads(flowblend(*arguments, "--plan", "--json").out)
+    plan = json.loads(flowblend(*arguments, "--dry-run", "--json").out)
     record = json.loads(flowblend(*arguments, "--json").out)
     calls = record["trace"]["generations"][0]["calls"][::2]
     assert plan["sigmas"] == [call["sigma"] for call in calls]
@@ -51,6 +51,6 @@ def test_a_run_tells_its_plan_first(flowblend: Callable[..., Any], run_pair: lis
 def test_a_solver_that_the_pipeline_does_not_take_is_refused_by_the_plan_too(
     flowblend: Callable[..., Any], run_pair: list[str]
 ) -> None:
-    result = flowblend(*run_pair, "--adapter", "deis(sigmas=(0.9, 0.5))", "--plan")
+    result = flowblend(*run_pair, "--adapter", "deis(sigmas=(0.9, 0.5))", "--dry-run")
     assert result.code == 2
     assert "'flow_euler', 'unipc'" in result.error_line

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flowblend_plugins as fb
 from flowblend_plugins import PairPreset
 from flowblend_plugins.cli import run
 from flowblend_plugins.cli.options import read_schedule
 from flowblend_plugins.errors import OutputError
 from flowblend_plugins.files.video import write_mp4, write_png
+from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 from tests.processes import bounded_by_progress, output_of, seconds_worked, wait_until
 
 
@@ -64,12 +66,23 @@ def test_plan_says_who_would_answer_and_makes_nothing(
     flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
 ) -> None:
     absent = ("--large", str(tmp_path / "absent"))  # which nothing looks for: a plan is free
-    result = flowblend(*small_run, *absent, "--steps", "50", "--plan")
+    result = flowblend(*small_run, *absent, "--steps", "50", "--dry-run")
     assert result.code == 0
     assert result.out.strip() == "LSL: L 1-20, S 21-40, L 41-50"
-    result = flowblend(*small_run, *absent, "--schedule", "L:3,S:2", "--plan", "--json")
+    result = flowblend(*small_run, *absent, "--schedule", "L:3,S:2", "--dry-run", "--json")
     assert json.loads(result.out) == {"schedule": "L:3,S:2", "num_inference_steps": 5, "steps": "L 1-3, S 4-5"}
     assert not (tmp_path / "out").exists()
+
+
+def test_the_old_names_of_a_dry_run_still_work(flowblend: Callable[..., Any], small_run: list[str]) -> None:
+    result = flowblend(*small_run, "--plan")
+    assert result.code == 0
+    assert result.out.strip() == "LSL: L 1-2, S 3-4, L 5"
+    assert "--plan is now --dry-run" in result.err
+    with fb.enable(tiny_wan_pipeline(), tiny_wan_denoiser(), "LSL") as blend:
+        with pytest.warns(DeprecationWarning, match=r"Blend\.preview"):
+            old = blend.preview(5)
+        assert old == blend.preview(5)
 
 
 def test_boundaries_not_given_are_the_pairs() -> None:
@@ -81,7 +94,7 @@ def test_boundaries_not_given_are_the_pairs() -> None:
 
 def test_without_steps_the_pipelines_own_number_is_told(flowblend: Callable[..., Any], small_run: list[str]) -> None:
     without_steps = [a for a in small_run if a not in ("--steps", "5")]
-    assert flowblend(*without_steps, "--plan").code == 2  # it is not known before the pipeline is loaded
+    assert flowblend(*without_steps, "--dry-run").code == 2  # it is not known before the pipeline is loaded
     record = json.loads(flowblend(*without_steps, "--json").out)
     assert (
         len({call["step_index"] for call in record["trace"]["generations"][0]["calls"]}) == 50

@@ -18,7 +18,7 @@ def planned_and_run(family: Family, schedule: str, steps: int, **call: Any) -> t
     pipe = family.pipe()
     with fb.enable(pipe, family.make_small(), schedule) as blend:
         arguments = {**family.arguments(1), **call}
-        planned = blend.plan(steps, **arguments)[0]
+        planned = blend.preview(steps, **arguments)[0]
         family.run(pipe, steps, **call)
         calls = blend.trace.last.calls
     return [(s.denoiser, s.sigma, s.timestep) for s in planned], [
@@ -50,14 +50,14 @@ def test_timesteps_of_the_call_are_planned() -> None:
 def test_without_the_size_the_shift_is_said_to_be_unknown(family: Family) -> None:
     with fb.enable(family.pipe(), family.make_small()) as blend:
         with pytest.raises(fb.RoutingError, match="they follow from height, width, num_frames of the call"):
-            blend.plan(10)
-        assert len(blend.plan(10, **SIZE)[0]) == 10
+            blend.preview(10)
+        assert len(blend.preview(10, **SIZE)[0]) == 10
 
 
 def test_ltx2_says_that_its_shift_is_unknown() -> None:
     blend = fb.enable(LTX2.pipe(), LTX2.make_small())
     with blend, pytest.raises(fb.RoutingError, match="not known before the call"):
-        blend.plan(10, **LTX2.arguments(1))
+        blend.preview(10, **LTX2.arguments(1))
 
 
 def test_a_subclass_that_wraps_its_parents_call_is_planned_as_its_parent() -> None:
@@ -76,7 +76,7 @@ def test_planning_leaves_the_pipeline_alone() -> None:
     pipe = CONDITION.pipe()
     with fb.enable(pipe, schedule="LLL") as blend:
         before = pipe.scheduler.timesteps, dict(vars(pipe))
-        blend.plan(7)
+        blend.preview(7)
         assert pipe.scheduler.timesteps is before[0]
         assert dict(vars(pipe)) == before[1]
 

@@ -146,12 +146,24 @@ def test_the_walk_moves_steps_where_they_gain_and_stays_near_the_budget(point: C
     front = [race.try_one(Configuration(f"L:{num},S:{12 - num}"), range(1), 0.0) for num in range(2, 9)]
     race.tried.clear()
     walk = Walk(race, SearchSpace(12, (OWN,), ()), "time", range(1), min_psnr_db=22.0)  # type: ignore[arg-type]
-    found = walk.go(front, Random(0), range(300), lambda done, text: None)
+    found = walk.go([one.configuration for one in front], Random(0), range(300), lambda done, text: None)
     best = {letters_of(one.configuration.schedule).count("L"): one for one in pareto_front(found)}
     assert letters_of(best[4].configuration.schedule) == "LSSSSSSSSLLL", "the first step stays"
     assert len(race.tried) == len(set(race.tried)) == len(found)
     assert {letters.count("L") for letters in race.tried[len(front) :]} <= {2, 3, 4, 5, 6, 7}, "19 to 30 dB, one apart"
     assert letters_of(best[8].configuration.schedule) == "LLLLLLLLSSSS", "too faithful for this budget to be bothered"
+
+
+def test_computed_stacks_come_first_and_spare_the_sampling(bench: Bench) -> None:
+    computed = SearchSpace(20, (OWN,), (), "reference").computed(30.0)
+    assert all(len(letters_of(one.schedule)) == 20 and one.schedule.startswith("L:") for one in computed)
+    nearest = {letters_of(one.schedule).count("L") for one in computed[:2]}
+    assert nearest <= {6, 7}, "predicted 28 and 31 dB"
+    assert SearchSpace(12, (OWN,), (), "reference").computed(30.0) == []
+    start = [Configuration("L:2,S:8"), Configuration("L:3,S:7")]
+    tried: list[str] = []
+    search(Race(bench), SPACE, 2, seed=3, cost="flops", start=start, report=lambda done, text: tried.append(text))
+    assert [text.split(":")[0] + ":" + text.split(":")[1][0] for text in tried] == ["L:2", "L:3"]
 
 
 def test_a_point_is_what_the_stack_gives_by_itself(bench: Bench) -> None:

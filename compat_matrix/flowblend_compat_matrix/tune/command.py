@@ -78,6 +78,7 @@ def tune(
 ) -> None:
     """Find boundaries, correction, solver, steps and cache together, for a fidelity budget.
 
+    The search walks from the stacks that `flowblend plan` computes, where the pair's moments know its sampler.
     Every trial is timed beside the large denoiser alone, on prompts and seeds that no other command uses. DIR
     receives tuned.json, with the Pareto front and the fastest stack within the budget, which
     `flowblend run --configuration` and `flowblend_plugins.read_configuration` take, and a plot.
@@ -116,6 +117,7 @@ def tune(
             asked.cost.value,
             asked.min_psnr,
             prompts_per_trial=min(3, len(bench.prompts.texts)),
+            start=space.computed(asked.min_psnr),
             report=lambda done, text: progress.update(task, completed=done, description=text[-60:]),
         )
     chosen = choose(found.front, found.large, budget, asked.cost.value)

@@ -1,4 +1,4 @@
-"""The search itself: optuna's multi-objective TPE over cost and fidelity, then a walk from the best of it.
+"""The search itself: a walk from computed stacks, or without them from the best of optuna's multi-objective TPE.
 
 TPE knows where the early stage ends and how often the large denoiser is recalled. Which steps these should be exactly
 is a choice of many at once that no sampler of parameters makes well, and a walk from the front does; a solver or a
@@ -8,7 +8,7 @@ forecast that lost among TPE's few trials has its second chance there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -54,6 +54,7 @@ def search(
     num_finalists: int = 24,
     prompts_per_trial: int = 3,
     prompts_per_move: int = 6,
+    start: Sequence[Configuration] = (),
     report: Callable[[int, str], None] = lambda done, text: None,
 ) -> Found:
     """Try stacks, and measure the best of them again.
@@ -61,7 +62,7 @@ def search(
     Args:
         race: with the prompts to tune on; a trial sees the first of them, finalists see all.
         space: what may be tried.
-        num_trials: stacks to try, a quarter of them by TPE; what was tried already is not run twice.
+        num_trials: stacks to try; without ``start`` a quarter of them by TPE. What was tried already is not run twice.
         seed: of the sampler. Times are of the machine, so by time a search repeats itself only as far as they do.
         cost: what is saved.
         min_psnr_db: the budget, near which the walk stays; ``None`` for anywhere.
@@ -69,13 +70,35 @@ def search(
             trial's own figures are too few to tell neighbours apart.
         prompts_per_trial: that a trial of TPE sees, unless its first video rules it out.
         prompts_per_move: that a trial after them sees, where one step more or less decides.
+        start: stacks to walk from, such as computed ones; they are the first trials.
         report: told how many trials are done, and what the last one gave.
 
     Raises:
-        UsageError: optuna is not installed.
+        UsageError: optuna is not installed, and there is nothing to start from.
     """
+    num_sampled = 0 if start else math.ceil(num_trials / 4)
+    measured = [] if start else _sample(race, space, num_sampled, seed, cost, prompts_per_trial, report)
+    walk = Walk(race, space, cost, range(min(prompts_per_move, len(race.bench.prompts.texts))), min_psnr_db)
+    first = start or [one.configuration for one in pareto_front(measured, cost)]
+    moved = walk.go(first, Random(seed), range(num_sampled + 1, num_trials + 1), report)
+    finalists = best_fronts(moved or measured, num_finalists, cost)
+    again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
+    assert race.large is not None
+    num_tried = len({one.configuration for one in (*measured, *moved)})
+    return Found(pareto_front(again, cost), race.large, num_tried, dict(race.refused))
+
+
+def _sample(
+    race: Race,
+    space: SearchSpace,
+    num_sampled: int,
+    seed: int,
+    cost: Cost,
+    prompts_per_trial: int,
+    report: Callable[[int, str], None],
+) -> list[Point]:
+    """Points of so many stacks that TPE suggests."""
     optuna = _import_optuna()
-    num_sampled = math.ceil(num_trials / 4)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=num_sampled // 4)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for guess in space.first_guesses():
@@ -93,14 +116,7 @@ def search(
         else:
             study.tell(trial, [point.gain(cost), point.psnr_db])
             report(done, f"{configuration.text}: {point.speedup:.2f}x, {point.psnr_db:.1f} dB")
-    measured = [point for point in known.values() if point is not None]
-    walk = Walk(race, space, cost, range(min(prompts_per_move, len(race.bench.prompts.texts))), min_psnr_db)
-    moved = walk.go(pareto_front(measured, cost), Random(seed), range(num_sampled + 1, num_trials + 1), report)
-    finalists = best_fronts(moved or measured, num_finalists, cost)
-    again = race.run([one.configuration for one in finalists], range(len(race.bench.prompts.texts)))
-    assert race.large is not None
-    num_tried = len({one.configuration for one in (*measured, *moved)})
-    return Found(pareto_front(again, cost), race.large, num_tried, dict(race.refused))
+    return [point for point in known.values() if point is not None]
 
 
 @dataclass(frozen=True)
@@ -113,9 +129,11 @@ class Walk:
     prompt_numbers: range
     min_psnr_db: float | None
 
-    def go(self, front: list[Point], choice: Random, trials: range, report: Callable[[int, str], None]) -> list[Point]:
-        """All points that were measured. The first trials measure the given front on the walk's own prompts."""
-        waiting = [one.configuration for one in front]
+    def go(
+        self, first: Sequence[Configuration], choice: Random, trials: range, report: Callable[[int, str], None]
+    ) -> list[Point]:
+        """All points that were measured. The first trials measure the given stacks on the walk's own prompts."""
+        waiting = list(first)
         known: dict[Configuration, Point | None] = {}
         for number in trials:
             configuration = waiting.pop(0) if waiting else self._next(known, choice)

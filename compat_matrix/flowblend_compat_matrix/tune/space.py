@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from flowblend_adapters.blending.forecast.moments import VelocityMoments
+from flowblend_adapters.blending.forecast.planning.plan import plan_front
+
 from .race import Configuration
 
 Choice = TypeVar("Choice", str, float)
@@ -87,6 +90,20 @@ class SearchSpace:
         """Every ``forecast`` that may be tried; the schedule says where the large denoiser is recalled."""
         lines = tuple(_line(trend) for trend in TRENDS)
         return lines if self.moments is None else (*lines, self._fitted)
+
+    def computed(self, min_psnr_db: float | None) -> list[Configuration]:
+        """Stacks that follow from the moments without trials, the nearest to a budget first.
+
+        There are none where the moments do not know the pipeline's own sampler at this number of steps.
+        """
+        if self.moments is None:
+            return []
+        moments = VelocityMoments.read(self.moments)
+        if moments.own_sampling is None or moments.own_sampling.sampler.num_steps != self.num_steps:
+            return []
+        front = [one for one in plan_front(moments, self.moments) if 1 < len(one.large_steps) < self.num_steps]
+        front.sort(key=lambda one: 0.0 if None in (min_psnr_db, one.psnr_db) else abs(one.psnr_db - min_psnr_db))  # type: ignore[operator]
+        return [self.put_together(one.letters, self.samplers[0], (self._fitted,)) for one in front]
 
     @property
     def _fitted(self) -> str:

@@ -16,6 +16,8 @@ from .techniques import blended_techniques, single_techniques, tuned_techniques
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NUM_PROMPTS = 24
+FIRST_PROMPT, SEED = 512, 120_000
+"""Captions and noise that nothing else uses: they were first met when computed stacks were measured."""
 
 
 def measure(race: Race, techniques: dict[str, list[Configuration]]) -> dict[str, list[Point]]:
@@ -30,7 +32,7 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
 
     Args:
         out: is made where it does not exist.
-        tuned: what runs of ``flowblend tune`` wrote.
+        tuned: what ``flowblend plan`` or ``flowblend tune`` wrote; their fronts are measured.
         num_prompts: rounds, at least 2.
         is_quick: one setting of each technique, to see that everything works.
     """
@@ -45,12 +47,14 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
     if is_quick:
         techniques = {name: ones[:1] for name, ones in techniques.items()}
     manager = make_plugin_manager()
-    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=0, seed=0)
+    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=FIRST_PROMPT, seed=SEED)
     race = Race(bench, report=lambda text: print(text, flush=True))
     measured = measure(race, techniques)
     about: JsonObject = {
         "command": "make bench-frontier" if not is_quick else "python -m flowblend_research.frontier --quick",
         "num_prompts": num_prompts,
+        "prompts": list(bench.prompts.texts),
+        "first_seed": bench.seed,
         "refused": {one.text: reason for one, reason in race.refused.items()},
         "environment": describe_environment(manager),
     }
@@ -65,10 +69,9 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and measure the frontier."""
     parser = argparse.ArgumentParser(prog="flowblend-frontier", description=(__doc__ or "").strip())
-    shipped = sorted((DOCS / "tuned").glob("*.json"))
-    parser.add_argument(
-        "--tuned", type=Path, nargs="+", default=shipped, help="of `flowblend tune` (default: those in docs/tuned)"
-    )
+    shipped = sorted((DOCS / "planned").glob("*.json"))
+    told = "of `flowblend plan` or `flowblend tune` (default: those in docs/planned)"
+    parser.add_argument("--tuned", type=Path, nargs="+", default=shipped, help=told)
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rounds (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one setting of each technique")
     parser.add_argument("--out", type=Path, default=Path("out/frontier"), help="folder (default: %(default)s)")

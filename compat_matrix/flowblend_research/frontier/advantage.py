@@ -10,7 +10,7 @@ from flowblend_compat_matrix.tune.race import Cost, Point
 
 from .techniques import TUNED, is_single
 
-USEFUL_DB = (20, 35)
+USEFUL_DB = (20, 40)
 
 
 @dataclass(frozen=True)

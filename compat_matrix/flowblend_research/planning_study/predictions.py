@@ -96,7 +96,7 @@ def summary(found: Sequence[Prediction]) -> dict[str, float]:
         "median_abs_error_db": float(np.median(np.abs(errors))),
         "p90_abs_error_db": float(np.quantile(np.abs(errors), 0.9)),
         "median_error_db": float(np.median(errors)),
-        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+        "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
     }
 
 

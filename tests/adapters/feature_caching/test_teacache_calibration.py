@@ -1,4 +1,4 @@
-"""``flowblend calibrate teacache``, the fits that come with the package, and what ``--plan`` knows before a run."""
+"""``flowblend calibrate teacache``, the fits that come with the package, and what ``--dry-run`` knows before a run."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_command_writes_a_file_that_the_adapter_takes(
     }
     assert all(fit.num_inference_steps == (12, 16) and fit.num_points == 2 * (11 + 15) for fit in fits)
     adapter = f"teacache(coefficients={str(out)!r})"
-    planned = flowblend("run", *pair, "--steps", "12", "--plan", "--adapter", adapter, "--json")
+    planned = flowblend("run", *pair, "--steps", "12", "--dry-run", "--adapter", adapter, "--json")
     assert planned.code == 0, planned.err
     assert len(json.loads(planned.out)["adapters"][adapter]) == 12
 
@@ -226,7 +226,7 @@ def test_the_plan_of_wan_is_what_then_happens(adapter: TeaCache, reentry: str, m
     pipe = tiny_wan_pipeline()
     family = FAMILIES["wan"]
     with fb.enable(pipe, tiny_wan_denoiser(), "L:8,S:6,L:6", adapters=[adapter], reentry=reentry) as blend:
-        steps, (planned,) = blend.plan(20)
+        steps, (planned,) = blend.preview(20)
         family.run(pipe, 20)
         assert blend.trace.last is not None
         for branch in ("cond", "uncond"):
@@ -243,16 +243,16 @@ def test_the_plan_of_a_signal_that_depends_on_content_is_not_known(monkeypatch: 
     pipe: Any = family.pipe()
     levels = UniPC(num_inference_steps=4, sigmas=(1.0, 0.75, 0.5, 0.25))
     with fb.enable(pipe, family.make_small(), "L:2,S:1,L:1", adapters=[TeaCache(threshold=0.1), levels]) as blend:
-        assert blend.plan(4)[1][0] is None
+        assert blend.preview(4)[1][0] is None
     with (
         fb.enable(family.pipe(), family.make_small(), adapters=[TeaCache(threshold=0.1)]) as blend,
         pytest.raises(fb.RoutingError, match="sets its timesteps when LTXPipeline is called"),
     ):
-        blend.plan(10)
+        blend.preview(10)
 
 
 def test_run_plan_prints_it_and_makes_nothing(flowblend: Flowblend, tmp_path: Path) -> None:
-    result = flowblend("run", "--plan", "--adapter", "teacache(threshold=1e6)", "--out", tmp_path / "out")
+    result = flowblend("run", "--dry-run", "--adapter", "teacache(threshold=1e6)", "--out", tmp_path / "out")
     assert result.code == 0, result.err
     schedule, sigmas, plan = result.out.splitlines()
     assert schedule.startswith("LSL: L 1-")

@@ -50,7 +50,7 @@ def test_under_lsl_a_solver_equals_denoisers_swapped_by_hand(solver: str) -> Non
     with fb.enable(blended, WAN.make_small(), "LSL", adapters=[solver]) as blend:
         assert torch.equal(WAN.run(blended, 5), expected)
         assert "".join(call.step.denoiser for call in blend.trace.last.calls[::2]) == letters
-        assert [step.denoiser for step in blend.plan(5)[0]] == list(letters)
+        assert [step.denoiser for step in blend.preview(5)[0]] == list(letters)
     assert not torch.equal(WAN.run(blended, 5), expected)
 
 

@@ -156,7 +156,7 @@ def test_the_command(flowblend: Callable[..., Result], saved_pair: Path, tmp_pat
     assert f"3 steps: {', '.join(f'{sigma:.3g}' for sigma in sigmas)}" in result.out
     adapter = f"unipc(timesteps={str(out)!r}, num_inference_steps=3)"
     small = ("--small", saved_pair / "small")
-    plan = flowblend("run", *pair, *small, *size, "--adapter", adapter, "--plan", "--json")
+    plan = flowblend("run", *pair, *small, *size, "--adapter", adapter, "--dry-run", "--json")
     assert plan.code == 0, plan.err
     assert np.allclose(json.loads(plan.out)["sigmas"], sigmas, atol=1e-5)
 

@@ -52,8 +52,8 @@ class Sampler:
             StackError: it is not linear in the denoiser's outputs, draws noise, or scales its samples by more than 1.
         """
         name = type(scheduler).__name__
-        weights = _weights(scheduler)
-        if weights is None or not np.allclose(weights, _weights(scheduler, scale=2.0), rtol=1e-3, atol=1e-6):
+        weights, again = _weights(scheduler), _weights(scheduler, scale=2.0)
+        if weights is None or again is None or not np.allclose(weights, again, rtol=1e-3, atol=1e-6):
             raise StackError(
                 f"{name} cannot be planned for: its result is not a weighted sum of the denoiser's outputs. Use a "
                 "deterministic sampler, such as UniPC, DPM++, Euler's or DDIM."

@@ -12,6 +12,7 @@ import typer
 
 from flowblend_plugins.cli.options import GuidanceScaleOption, JsonOption
 from flowblend_plugins.errors import UsageError
+from flowblend_plugins.extras import how_to_install, is_installed
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 
 from ..moments import VelocityMoments
@@ -55,15 +56,17 @@ def plan_command(
 
         flowblend plan --moments forecast.json --flops 0.35 --out out/plan
     """
-    measured = VelocityMoments.read(moments, "--moments")
+    measured = VelocityMoments.read(moments)
     _refuse_other_calls(measured, moments, guidance_scale, steps)
     budget = Budget(large_steps=large_steps, flops_fraction=flops, time_fraction=time, min_psnr_db=min_psnr)
     found = plan(moments, budget)
     prepare_output_folder(out)
     record = to_record(found, budget, measured, moments)
     write_json_atomically(out / FILE_NAME, record)
-    if plot:
+    if plot and is_installed("matplotlib"):
         draw(found, out / PLOT_NAME)
+    elif plot:
+        typer.echo(f"{PLOT_NAME} is not drawn without matplotlib. {how_to_install('matplotlib')}", err=True)
     if as_json:
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
@@ -93,13 +96,11 @@ def to_record(found: Plan, budget: Budget, measured: VelocityMoments, moments: s
 
 def draw(found: Plan, path: Path) -> None:
     """The predicted front, the choice ringed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     shown = [stack for stack in found.front if stack.psnr_db is not None and math.isfinite(stack.psnr_db)]
-    figure, axes = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     axes.plot([1.0 / one.flops_fraction for one in shown], [one.psnr_db for one in shown], "ks-", ms=4)
     for one in shown:
         axes.annotate(str(len(one.large_steps)), (1.0 / one.flops_fraction, one.psnr_db or 0.0), xytext=(4, 4),
@@ -114,7 +115,6 @@ def draw(found: Plan, path: Path) -> None:
     axes.xaxis.set_minor_formatter("{x:g}×")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _refuse_other_calls(

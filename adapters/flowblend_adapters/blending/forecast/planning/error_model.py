@@ -100,7 +100,7 @@ class ErrorModel:
         return float(sum(self.run_errors(known, steps)[-1] for known, steps in runs))
 
     def costs(self) -> Array:
-        """Expected error of the run between large steps ``k`` and ``m`` with ``j`` before: ``[N, N, N + 1]`` by j, k, m.
+        """Expected errors ``[N, N, N + 1]`` of runs between large steps ``k`` and ``m``, with ``j`` the one before.
 
         ``j = k = 0`` stands for the first large step alone. What cannot be is infinite.
         """
