@@ -74,7 +74,8 @@ class VelocityMoments:
         """
         gram = self.gram([*known, wanted])
         between, towards = gram[:-1, :-1], gram[:-1, -1]
-        return np.linalg.solve(between + RIDGE * np.diag(np.diag(between)), towards)
+        solved = np.linalg.solve(between + RIDGE * np.diag(np.diag(between)), towards)
+        return np.asarray(solved, np.float64)
 
     def gram(self, places: Sequence[Place]) -> Array:
         """Inner products per value of the velocities at these places ``[P, P]``, on lines between calibrated ones."""

@@ -98,21 +98,24 @@ def draw(found: Plan, path: Path) -> None:
     """The predicted front, the choice ringed."""
     from matplotlib.figure import Figure
 
-    shown = [stack for stack in found.front if stack.psnr_db is not None and math.isfinite(stack.psnr_db)]
+    shown = {
+        len(one.large_steps): (1.0 / one.flops_fraction, one.psnr_db)
+        for one in found.front
+        if one.psnr_db is not None and math.isfinite(one.psnr_db)
+    }
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([1.0 / one.flops_fraction for one in shown], [one.psnr_db for one in shown], "ks-", ms=4)
-    for one in shown:
-        axes.annotate(str(len(one.large_steps)), (1.0 / one.flops_fraction, one.psnr_db or 0.0), xytext=(4, 4),
-                      textcoords="offset points", fontsize=8)  # fmt: skip
-    chosen = found.chosen
-    if chosen in shown:
-        axes.plot([1.0 / chosen.flops_fraction], [chosen.psnr_db or 0.0], "o", ms=14, mfc="none", mec="tab:red", mew=2)
+    axes.plot([gain for gain, _ in shown.values()], [psnr for _, psnr in shown.values()], "ks-", ms=4)
+    for number, place in shown.items():
+        axes.annotate(str(number), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    if (number := len(found.chosen.large_steps)) in shown:
+        axes.plot(*shown[number], "o", ms=14, mfc="none", mec="tab:red", mew=2)
     axes.set_xscale("log")
     axes.set_xlabel("times as cheap as the large denoiser alone, in FLOPs (at each point: large steps)")
     axes.set_ylabel("predicted PSNR to it, dB")
     axes.xaxis.set_major_formatter("{x:g}×")
     axes.xaxis.set_minor_formatter("{x:g}×")
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)
 
