@@ -405,3 +405,18 @@ def test_generate_is_left_as_it_was_after_a_check(tmp_path: Path) -> None:
     with torch.no_grad():
         check_forecast(pipe, calibrate_forecast(pipe, calls=calls), calls=calls)
     assert torch.equal(generate(pipe), before)
+
+
+def test_the_studys_placements_and_its_summary() -> None:
+    from flowblend_research.planning_study.predictions import Prediction, random_placement, summary
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        placement = random_placement(rng, 20)
+        assert placement[0] == 0
+        assert list(placement) == sorted(set(placement))
+        assert 2 <= len(placement) <= 16
+    found = [Prediction("own", "", value, value + shift) for value, shift in ((20.0, 1.0), (25.0, -1.0), (30.0, 3.0))]
+    assert summary(found)["median_abs_error_db"] == 1.0
+    assert summary(found)["median_error_db"] == -1.0
+    assert summary(found)["rank_correlation"] == pytest.approx(1.0)
