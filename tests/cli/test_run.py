@@ -81,7 +81,7 @@ def test_the_old_names_of_a_dry_run_still_work(flowblend: Callable[..., Any], sm
     assert "--plan is now --dry-run" in result.err
     with fb.enable(tiny_wan_pipeline(), tiny_wan_denoiser(), "LSL") as blend:
         with pytest.warns(DeprecationWarning, match=r"Blend\.preview"):
-            old = blend.preview(5)
+            old = blend.plan(5)
         assert old == blend.preview(5)
 
 

@@ -188,7 +188,7 @@ class FittedForecasting(_Forecasting):
         return velocity.chunk(2) if self._moments.is_batched else (velocity,)
 
     def _places(self, step: StepContext) -> tuple[Place, ...]:
-        """Of each part of a call's velocity."""
+        """Places of the parts of a call's velocity, in their order."""
         if step.timestep is None:
             raise StackError("'forecast': moments go by timesteps, and this sampler's cannot be read. Leave them out.")
         measured = self._moments.branches

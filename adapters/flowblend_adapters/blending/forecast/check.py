@@ -109,7 +109,7 @@ class _Watched(FittedForecasting):
         return self._sampler
 
     def times_ms(self, of_forecasts: bool) -> list[float]:
-        """Of the forecast or the other steps, but the last, whose end is not seen."""
+        """Times of the forecast steps or of the others, without the last step, whose end is not seen."""
         large = self._began.keys() if self._large_steps is None else self._large_steps
         return [
             (after - began) * 1e3
@@ -136,7 +136,7 @@ def run_placed(
 
 
 def noises_of(generators: Any) -> Noises:
-    """What brings the noise of a call back, which every stack must start from."""
+    """Generators of a call with their states, so that every stack starts from the same noise."""
     several = generators if isinstance(generators, (list, tuple)) else [generators]
     return [(one, one.get_state()) for one in several if one is not None]
 

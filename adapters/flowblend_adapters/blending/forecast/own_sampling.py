@@ -1,4 +1,4 @@
-"""What the pipeline's own sampler gave in a calibration: its weights, decibels for latents, and times per step."""
+"""Measurements with the pipeline's own sampler: its weights, decibels for latents, and times per step."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class OwnSampling:
     checked: tuple[Mapping[str, Any], ...] = ()
 
     def time_fraction(self, num_large: int, num_steps: int) -> float:
-        """Of large-only's denoising, with ``num_large`` large steps of ``num_steps``, the others forecast."""
+        """Share of large-only's time for ``num_large`` large steps of ``num_steps``, the others forecast."""
         own = num_large * self.large_step_ms + (num_steps - num_large) * self.forecast_step_ms
         return own / (self.sampler.num_steps * self.large_step_ms)
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads."""
+        """The JSON object that :meth:`from_json` reads."""
         return {
             "sampler": self.sampler.to_json(),
             "psnr_offset_db": round(self.psnr_offset_db, 3),

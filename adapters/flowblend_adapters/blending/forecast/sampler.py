@@ -1,4 +1,4 @@
-"""What a deterministic sampler makes of the velocities it is given, as numbers: its noise levels and its weights.
+"""Numbers of a deterministic sampler: its noise levels, and the weight of each step in the result.
 
 Euler's method, UniPC, DPM++, DEIS and DDIM are linear: the final sample is a multiple of the first noise plus a
 weighted sum of the denoiser's outputs. The weights are read off the diffusers scheduler itself, by letting it step
@@ -84,7 +84,7 @@ class Sampler:
         return denoiser_differences(self.class_name, self.config, scheduler)
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads."""
+        """The JSON object that :meth:`from_json` reads."""
         numbers = {name: getattr(self, name).tolist() for name in ("timesteps", "alphas", "sigmas", "weights")}
         return {"class": self.class_name, "config": dict(self.config), **numbers}
 
@@ -98,7 +98,7 @@ class Sampler:
 
 
 def _weights(scheduler: Any, scale: float = 1.0) -> Array | None:
-    """Of each denoiser output in the final sample ``[N]``; ``None`` where the scheduler steps by other rules."""
+    """Weight of each denoiser output in the final sample ``[N]``; ``None`` where the scheduler takes none such."""
     import torch
 
     own = copy.deepcopy(scheduler)

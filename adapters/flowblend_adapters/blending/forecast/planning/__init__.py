@@ -1,1 +1,1 @@
-"""Which steps the large denoiser must answer, computed from the moments of its velocities; no video is generated."""
+"""Computing the steps that the large denoiser must answer, from the moments of its velocities alone."""

@@ -1,4 +1,4 @@
-"""``flowblend plan``."""
+"""The command ``flowblend plan``, which computes a stack."""
 
 from __future__ import annotations
 

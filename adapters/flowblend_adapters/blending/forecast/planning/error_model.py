@@ -1,4 +1,4 @@
-"""How far a forecast takes the final video from large-only's, computed from second moments of the velocities.
+"""Expected errors of forecasts in the final video, computed from second moments of the velocities.
 
 A forecast at step ``i`` is the least-squares combination of the last two large steps' velocities, so its expected error
 follows from their inner products. The sampler hands that error on with its own weight ``c_i``. What becomes of it until
@@ -35,7 +35,7 @@ UNRELATED = 2.0
 
 
 def guidance_weights(branches: Sequence[str | None], guidance_scale: float | None) -> Array:
-    """Of each branch in the guided velocity ``u + s (c - u)``.
+    """Weight of each branch in the guided velocity ``u + s (c - u)``.
 
     Raises:
         UsageError: the branches are not those of classifier-free guidance, or its scale is not known.
@@ -52,7 +52,7 @@ def guidance_weights(branches: Sequence[str | None], guidance_scale: float | Non
 
 
 def growth(sampler: Sampler) -> Array:
-    """How much an error of each step's sample grows until the end, ``[N]``."""
+    """Growth of an error of each step's sample until the end, ``[N]``."""
     return 1.0 / np.sqrt(sampler.alphas**2 + sampler.sigmas**2 / GROWTH)
 
 
@@ -79,7 +79,7 @@ class ErrorModel:
         self._gram = moments.gram([Place(name, one) for name in moments.branches for one in sampler.timesteps])
 
     def relative_errors(self, known: Sequence[int], steps: Sequence[int]) -> Array:
-        """Of each forecast from the known large steps, the error of the guided velocity over its length."""
+        """Error of each forecast from the known large steps, relative to the guided velocity's length."""
         errors = self._errors(known, steps)
         wanted = self._rows(steps)
         return np.sqrt(_squares(errors, self._gram) / _squares(wanted, self._gram))

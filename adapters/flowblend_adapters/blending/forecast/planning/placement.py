@@ -1,4 +1,4 @@
-"""Where a number of large steps errs least: a dynamic programme over the number of them and the last two."""
+"""Dynamic programme that places a number of large steps where the summed error is least."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class PlannedStack:
 
     @property
     def flops_fraction(self) -> float:
-        """Of large-only's; forecasts cost none, and the small denoiser is never called."""
+        """Share of large-only's FLOPs; forecasts cost none, and the small denoiser is never called."""
         return len(self.large_steps) / self.num_steps
 
     @property
@@ -53,13 +53,13 @@ class PlannedStack:
 
     @property
     def schedule(self) -> str:
-        """As ``enable`` and ``--schedule`` take it."""
+        """Text of the schedule, as ``enable`` and ``--schedule`` take it."""
         return ",".join(f"{letter}:{len(list(run))}" for letter, run in groupby(self.letters))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a stack may cost at most, or must keep at least; exactly one of these.
+    """Limit on cost, or on what must be kept; exactly one of these.
 
     Attributes:
         large_steps: steps that the large denoiser answers.
