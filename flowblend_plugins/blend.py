@@ -148,7 +148,7 @@ class Blend:
     def plan(
         self, num_inference_steps: int, **call_arguments: Any
     ) -> tuple[list[StepContext], list[Sequence[Outcome] | None]]:
-        """Old name of :meth:`preview`."""
+        """Do what :meth:`preview` does, under its old name."""
         warnings.warn("Blend.plan is now Blend.preview.", DeprecationWarning, stacklevel=2)
         return self.preview(num_inference_steps, **call_arguments)
 

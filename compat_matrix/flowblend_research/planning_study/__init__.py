@@ -1,1 +1,1 @@
-"""How good computed stacks and their predictions are: ``python -m flowblend_research.planning_study --help``."""
+"""Figures on computed stacks and their predictions: ``python -m flowblend_research.planning_study --help``."""

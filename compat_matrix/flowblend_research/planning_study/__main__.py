@@ -12,7 +12,7 @@ import torch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the study that is asked for."""
     parser = argparse.ArgumentParser(prog="planning_study", description=(__doc__ or "").strip())
     parser.add_argument("what", choices=("predictions", "calibration"))
     parser.add_argument("--pair", default="wan", choices=("wan", "wan-distilled", "unet"))

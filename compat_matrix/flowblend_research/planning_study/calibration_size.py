@@ -1,4 +1,4 @@
-"""How many prompts and steps a calibration needs: what stacks computed from smaller ones keep."""
+"""Fidelity of stacks that are computed from calibrations of fewer prompts and steps."""
 
 from __future__ import annotations
 

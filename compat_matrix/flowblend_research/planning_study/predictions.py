@@ -23,7 +23,7 @@ DENSE_STEPS = 60
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one placement: how it samples, which steps are large, and PSNR in dB, predicted and observed."""
+    """One placement: how it samples, which steps are large, and PSNR in dB, predicted and observed."""
 
     sampler: str
     letters: str

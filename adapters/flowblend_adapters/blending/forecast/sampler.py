@@ -80,7 +80,7 @@ class Sampler:
         )
 
     def differences(self, scheduler: Any) -> list[str]:
-        """In what this sampler differs from a diffusers scheduler, in words."""
+        """Differences of this sampler from a diffusers scheduler, in words."""
         return denoiser_differences(self.class_name, self.config, scheduler)
 
     def to_json(self) -> dict[str, Any]:
