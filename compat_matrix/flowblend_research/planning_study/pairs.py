@@ -23,7 +23,7 @@ def load_wan() -> tuple[Any, dict[str, Any]]:
 
 
 def load_distilled() -> tuple[Any, dict[str, Any]]:
-    """The Wan pair's large denoiser with its distilled LoRA: Euler's method at 8 noise levels of its own, guidance off."""
+    """The Wan pair's large denoiser with its distilled LoRA: Euler's method at 8 noise levels, guidance off."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     pipe, call = load_wan()
