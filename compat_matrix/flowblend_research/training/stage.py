@@ -243,9 +243,10 @@ class Stage:
         self.module.eval()
 
 
-def load_average(module: nn.Module, folder: Path) -> None:
-    """Load the moving average of a stage's weights, where the stage has been started; the module is then frozen."""
+def load_average(module: ModuleT, folder: Path) -> ModuleT:
+    """Load the moving average of a stage's weights, where the stage has been started, and freeze the module."""
     path = folder / "average.safetensors"
     if path.exists():
         module.load_state_dict(load_file(path))
     module.eval().requires_grad_(False)
+    return module

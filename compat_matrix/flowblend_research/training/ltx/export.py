@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
 from torch import nn
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier
@@ -14,7 +14,7 @@ from flowblend_compat_matrix.reference.classifier import AttributeClassifier
 from ..latents import has_data, load_dataset
 from ..stage import load_average
 from .codec import make_codec
-from .denoisers import LARGE, SMALL, DenoiserSize, make_denoiser
+from .denoisers import LARGE, SMALL, make_denoiser
 from .text import LTXTextTrainer
 
 CLASSIFIER_STRIDE = 1
@@ -22,8 +22,7 @@ CLASSIFIER_STRIDE = 1
 
 def load_codec(out: Path) -> AutoencoderKLLTXVideo:
     """The trained codec, with the statistics of the data's latents once there is data."""
-    codec = make_codec()
-    load_average(codec, out / "codec")
+    codec = load_average(make_codec(), out / "codec")
     if has_data(out / "data"):
         latents = load_dataset(out / "data").latents[:4096].float()
         cast(torch.Tensor, codec.latents_mean).copy_(latents.mean(dim=(0, 2, 3, 4)))
@@ -33,21 +32,12 @@ def load_codec(out: Path) -> AutoencoderKLLTXVideo:
 
 def load_text(out: Path) -> LTXTextTrainer:
     """The trained text encoder and its tokenizer."""
-    trainer = LTXTextTrainer()
-    load_average(trainer, out / "text")
-    return trainer
+    return load_average(LTXTextTrainer(), out / "text")
 
 
 def make_classifier() -> AttributeClassifier:
     """An untrained judge of videos of 32x32."""
     return AttributeClassifier(stride=CLASSIFIER_STRIDE)
-
-
-def load_denoiser(size: DenoiserSize, folder: Path) -> LTXVideoTransformer3DModel:
-    """Make a denoiser and load its trained weights."""
-    denoiser = make_denoiser(size)
-    load_average(denoiser, folder)
-    return denoiser
 
 
 def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -78,10 +68,8 @@ def export(out: Path, weights: Path) -> None:
         vae=_half(load_codec(out)),
         text_encoder=text.encoder,
         tokenizer=cast(Any, text.tokenizer),
-        transformer=_half(load_denoiser(LARGE, out / "large")),
+        transformer=_half(load_average(make_denoiser(LARGE), out / "large")),
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)
-    _half(load_denoiser(SMALL, out / "small")).save_pretrained(weights / "small", safe_serialization=True)
-    classifier = make_classifier()
-    load_average(classifier, out / "classifier")
-    classifier.save(weights / "classifier")
+    _half(load_average(make_denoiser(SMALL), out / "small")).save_pretrained(weights / "small", safe_serialization=True)
+    load_average(make_classifier(), out / "classifier").save(weights / "classifier")

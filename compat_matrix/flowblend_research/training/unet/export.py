@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from ..latents import has_data, load_dataset
 from ..stage import load_average
 from .codec import make_codec
-from .denoisers import LARGE, SMALL, UNetSize, make_denoiser, make_scheduler
+from .denoisers import LARGE, SMALL, make_denoiser, make_scheduler
 from .text import TextTrainer
 
 
 def load_codec(out: Path) -> AutoencoderKL:
     """The trained codec, with the scale of the data's latents in its config once there is data."""
     deviation = float(load_dataset(out / "data").latents[:2048].float().std()) if has_data(out / "data") else 1.0
-    codec = make_codec(1.0 / deviation)
-    load_average(codec, out / "codec")
-    return codec
+    return load_average(make_codec(1.0 / deviation), out / "codec")
 
 
 def load_text(out: Path) -> TextTrainer:
     """The trained text encoder and its tokenizer."""
-    trainer = TextTrainer()
-    load_average(trainer, out / "text")
-    return trainer
-
-
-def _load_denoiser(size: UNetSize, folder: Path) -> UNet2DConditionModel:
-    denoiser = make_denoiser(size)
-    load_average(denoiser, folder)
-    return denoiser
+    return load_average(TextTrainer(), out / "text")
 
 
 def export(out: Path, weights: Path) -> None:
@@ -45,11 +35,11 @@ def export(out: Path, weights: Path) -> None:
         vae=load_codec(out).half(),
         text_encoder=text.encoder,
         tokenizer=text.tokenizer,
-        unet=_load_denoiser(LARGE, out / "large").half(),
+        unet=load_average(make_denoiser(LARGE), out / "large").half(),
         scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)
-    _load_denoiser(SMALL, out / "small").half().save_pretrained(weights / "small", safe_serialization=True)
+    load_average(make_denoiser(SMALL), out / "small").half().save_pretrained(weights / "small", safe_serialization=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier
 
@@ -12,7 +12,7 @@ from ..latents import has_data, load_dataset
 from ..stage import load_average
 from ..text import TextTrainer
 from .codec import latent_statistics, make_codec
-from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, DenoiserSize, make_denoiser
+from .denoisers import LARGE, SAMPLING_SHIFT, SMALL, make_denoiser
 
 
 def load_codec(out: Path) -> AutoencoderKLWan:
@@ -20,22 +20,12 @@ def load_codec(out: Path) -> AutoencoderKLWan:
     statistics: tuple[list[float], list[float]] | tuple[None, None] = (None, None)
     if has_data(out / "data"):
         statistics = latent_statistics(load_dataset(out / "data").latents[:4096].float())
-    codec = make_codec(*statistics)
-    load_average(codec, out / "codec")
-    return codec
+    return load_average(make_codec(*statistics), out / "codec")
 
 
 def load_text(out: Path) -> TextTrainer:
     """The trained text encoder and its tokenizer."""
-    trainer = TextTrainer()
-    load_average(trainer, out / "text")
-    return trainer
-
-
-def _load_denoiser(size: DenoiserSize, folder: Path) -> WanTransformer3DModel:
-    denoiser = make_denoiser(size)
-    load_average(denoiser, folder)
-    return denoiser
+    return load_average(TextTrainer(), out / "text")
 
 
 def make_scheduler() -> UniPCMultistepScheduler:
@@ -57,10 +47,8 @@ def export(out: Path, weights: Path) -> None:
         text_encoder=text.encoder,
         vae=load_codec(out).half(),
         scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
-        transformer=_load_denoiser(LARGE, out / "large").half(),
+        transformer=load_average(make_denoiser(LARGE), out / "large").half(),
     )
     pipeline.save_pretrained(weights / "large", safe_serialization=True)
-    _load_denoiser(SMALL, out / "small").half().save_pretrained(weights / "small", safe_serialization=True)
-    classifier = AttributeClassifier()
-    load_average(classifier, out / "classifier")
-    classifier.save(weights / "classifier")
+    load_average(make_denoiser(SMALL), out / "small").half().save_pretrained(weights / "small", safe_serialization=True)
+    load_average(AttributeClassifier(), out / "classifier").save(weights / "classifier")
