@@ -45,7 +45,7 @@ def test_a_blend_of_misaligned_weights_is_exact(family: Family, misaligned: Call
     assert torch.equal(blended, swapped(family, twin, by_hand, LSL))
 
 
-@pytest.mark.parametrize("family", SEEN_TO_DEPEND[:3], ids=lambda family: family.name)  # LTX2's take seconds to build
+@pytest.mark.parametrize("family", SEEN_TO_DEPEND, ids=lambda family: family.name)
 def test_what_misalignment_changes_on_this_processor(family: Family, misaligned: Callable[[Any], Any]) -> None:
     """Another alignment is another rounding and no more; where it is not even that, the test says so."""
     aligned = family.run(family.pipe())
