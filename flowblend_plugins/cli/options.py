@@ -18,11 +18,20 @@ _SCHEDULE_HELP = (
 )
 PairOption = Annotated[str, typer.Option("--pair", help="A registered pair by name; `flowblend plugins` lists them.")]
 LargeOption = Annotated[
-    str | None, typer.Option("--large", help="Pipeline with the large denoiser: hub id or folder. Overrides --pair's.")
+    str | None,
+    typer.Option("--large", help="Pipeline with the large denoiser: hub id, folder or file. Overrides --pair's."),
+]
+TextEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Where --large is a single file: the pipeline that lends text encoder, tokenizer, VAE and scheduler.",
+    ),
 ]
 SmallOption = Annotated[
     str | None,
-    typer.Option("--small", help="Small denoiser: hub id or folder, of a pipeline or alone. Overrides --pair's."),
+    typer.Option("--small", help="Small denoiser: hub id, folder or file, of a pipeline or alone. Overrides --pair's."),
 ]
 ScheduleOption = Annotated[str, typer.Option("--schedule", help=_SCHEDULE_HELP)]
 PairScheduleOption = Annotated[

@@ -37,6 +37,7 @@ from .options import (
     SeedOption,
     SmallOption,
     StepsOption,
+    TextEncoderOption,
     find_preset,
     read_schedule,
 )
@@ -69,6 +70,7 @@ def run(
     pair: PairOption = "reference",
     large: LargeOption = None,
     small: SmallOption = None,
+    text_encoder: TextEncoderOption = None,
     schedule: PairScheduleOption = None,
     early: EarlyOption = None,
     late: LateOption = None,
@@ -123,7 +125,9 @@ def run(
     if small is None and preset is None and "S" in stages.letters:
         raise UsageError(f"--large was given without --small, and schedule {stages.text} calls S. Give --small too.")
     num_steps = _count_steps(steps, adapters, preset)
-    stack = _Stack((preset, large, small), stages, calibrated, adapters, adapter or [], reentry, num_steps)
+    stack = _Stack(
+        (preset, large, small, text_encoder), stages, calibrated, adapters, adapter or [], reentry, num_steps
+    )
     call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "prompt": prompt}
     call |= {"negative_prompt": negative_prompt, "height": height, "width": width, "num_frames": num_frames}
     if plan:
@@ -138,7 +142,7 @@ def run(
 class _Stack:
     """Everything that the options ask to be put on the pipeline, checked as far as it can be before loading."""
 
-    pair: tuple[PairPreset | None, str | None, str | None]
+    pair: tuple[PairPreset | None, str | None, str | None, str | None]
     stages: StageSchedule
     calibrated: Calibration | None
     adapters: Sequence[Adapter]

@@ -37,14 +37,18 @@ class OpenedPair:
 
 
 def open_pair(
-    preset: PairPreset | None, large: str | Path | None = None, small: str | Path | None = None
+    preset: PairPreset | None,
+    large: str | Path | None = None,
+    small: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> OpenedPair:
     """Load the pipeline of a registered pair, or of ``large``; the small denoiser is loaded by ``enable()``.
 
     Args:
         preset: a registered pair; not used where ``large`` is given.
-        large: hub id or folder of the large pipeline, in place of the pair's.
-        small: hub id or folder of the small denoiser, in place of the pair's.
+        large: hub id or folder of the large pipeline, or a single file of its denoiser, in place of the pair's.
+        small: hub id, folder or single file of the small denoiser, in place of the pair's.
+        base: hub id or folder of the pipeline around a large denoiser in a single file, in place of the pair's.
 
     Raises:
         PairError: neither is given, or it is no diffusers pipeline with safetensors weights.
@@ -55,7 +59,13 @@ def open_pair(
         raise PairError("no pair was named. Pass a registered pair, or the large pipeline's hub id or folder.")
     source = large if large is not None else preset.large  # type: ignore[union-attr]
     small_source = small if small is not None else preset.small if preset else None
-    pipeline = load_pipeline(source)
+    from .single_file import find_single_file  # which loads torch
+
+    file = find_single_file(source)
+    if file is None:
+        pipeline = load_pipeline(source)
+    else:
+        pipeline = load_around_file(source, file, base or (preset.base if preset else None))
     return OpenedPair(
         name=preset.name if preset and small is None else f"{source} + {small_source}",
         preset=preset,
@@ -67,8 +77,41 @@ def open_pair(
     )
 
 
-def load_pipeline(source: str | Path) -> Any:
+def load_around_file(source: str | Path, file: Path, base: str | Path | None) -> Any:
+    """Load a pipeline whose large denoiser is in a single file, and all else in a folder or on the hub.
+
+    Raises:
+        PairError: there is no such pipeline, it is of another family, or its VAE has other latent statistics than the
+            file.
+    """
+    import torch
+
+    from .configs import configs_of_pipeline
+    from .facts import differences
+    from .stored_file import stored_file
+
+    stored = stored_file(source, file)
+    if base is None:
+        raise PairError(
+            f"{source} is a single file with the large denoiser alone. Say with --text-encoder (base=) which pipeline "
+            'lends its text encoder, tokenizer, VAE and scheduler: a folder or hub id such as "Lightricks/'
+            'LTX-Video-0.9.7-dev".'
+        )
+    denoiser = stored.load(torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    pipeline = load_pipeline(base, transformer=denoiser)
+    found = [*differences(configs_of_pipeline(pipeline, "transformer"), stored.configs)]
+    if found:
+        listed = "; ".join(f"{one.meaning}: {one.small}, but {one.large} in the pipeline" for one in found)
+        raise PairError(f"{source} does not belong to the pipeline {base}: {listed}. Give one of the same version.")
+    return pipeline
+
+
+def load_pipeline(source: str | Path, **components: Any) -> Any:
     """A diffusers pipeline from a folder or a hub id, on CUDA in bfloat16 if there is one, else on the CPU in float32.
+
+    Args:
+        source: the folder or hub id.
+        components: loaded ones in place of its own, by name.
 
     Raises:
         PairError: it is not there, is no pipeline, or its weights are not safetensors.
@@ -97,6 +140,7 @@ def load_pipeline(source: str | Path) -> Any:
             dtype=torch.bfloat16 if on_cuda else torch.float32,
             use_safetensors=True,
             local_files_only=is_local,
+            **components,
         )
     except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         cause = textwrap.shorten(str(error), 300, placeholder="").rstrip(" .")

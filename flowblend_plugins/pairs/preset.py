@@ -33,8 +33,9 @@ class PairPreset:
 
     Attributes:
         name: what ``--pair`` takes.
-        large: hub id or folder of the large pipeline.
-        small: hub id or folder of the small pipeline, or of its denoiser alone.
+        large: hub id or folder of the large pipeline, or a single file with its denoiser.
+        base: where ``large`` is a single file: the pipeline that lends all else (text encoder, VAE, scheduler).
+        small: hub id or folder of the small pipeline, or of its denoiser alone, or a single file.
         early, late: stage boundaries as fractions of the steps.
         call_defaults: keyword arguments of the pipeline call (size, frames, steps, guidance scale).
         schedule: the schedule it is meant for.
@@ -45,7 +46,8 @@ class PairPreset:
         verified: of a published pair, what shows that its denoisers share one latent space.
         caveats: what a user should know before a run.
         example_prompts: prompts that the pair is known to understand.
-        distilled: few-step weights of its denoisers by ``"<large or small>-<steps>"``: a hub id, folder or file each.
+        distilled: few-step weights of its denoisers by ``"<large or small>-<steps>"``: a hub id, folder or file each,
+            or ``"as_loaded"`` for a denoiser that is distilled itself.
         similarity: makes a judge of how alike two of its videos are, for ``flowblend calibrate boundaries``: a
             :class:`flowblend_plugins.calibration.similarity.Similarity`. ``None`` where it has none of its own.
     """
@@ -54,6 +56,7 @@ class PairPreset:
     large: str | Path
     small: str | Path
     source: str
+    base: str | Path | None = None
     schedule: str = "LSL"
     experts: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, PublishedDenoiser] = field(default_factory=dict)
@@ -79,11 +82,13 @@ def pair_of(pipe: Any, small: Any, presets: Iterable[PairPreset]) -> PairPreset 
         small: its loaded small denoiser; ``None`` where it has none.
         presets: of all registered pairs.
     """
-    large_source = getattr(pipe, "name_or_path", None)
+    denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    file_source = getattr(denoiser, "config", {}).get("_name_or_path")
     small_source = getattr(small, "config", {}).get("_name_or_path")
     for preset in presets:
         folders = (Path(preset.small), Path(preset.small, "transformer"), Path(preset.small, "unet"))
         is_small = small is None or (small_source is not None and Path(small_source) in folders)
+        large_source = getattr(pipe, "name_or_path", None) if preset.base is None else file_source
         if is_small and large_source is not None and Path(large_source) == Path(preset.large):
             return preset
     return None
