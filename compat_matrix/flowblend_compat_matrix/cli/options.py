@@ -55,30 +55,26 @@ class CellOptions:
     """
 
     pair: Annotated[
-        list[str] | None,
-        typer.Option("--pair", help=f"A registered pair by name; may be repeated.  [default: {DEFAULT_PAIR}]"),
+        list[str] | None, typer.Option(help=f"A registered pair by name; may be repeated.  [default: {DEFAULT_PAIR}]")
     ] = None
     large: LargeOption = None
     small: SmallOption = None
     schedule: Annotated[
         list[str] | None,
-        typer.Option(
-            "--schedule", help=f"A schedule to try; may be repeated.  [default: {', '.join(PAPER_SCHEDULES)}]"
-        ),
+        typer.Option(help=f"A schedule to try; may be repeated.  [default: {', '.join(PAPER_SCHEDULES)}]"),
     ] = None
     early: EarlyOption = None
     late: LateOption = None
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            "--adapter",
             help='An acceleration to cross with every schedule, as "name(option=value)"; join several with "+" to '
-            "stack them. May be repeated: each is tried for itself.",
+            "stack them. May be repeated: each is tried for itself."
         ),
     ] = None
     family: Annotated[
         list[Family] | None,
-        typer.Option("--family", help="Cross every installed adapter of this family too, at its suggested settings."),
+        typer.Option(help="Cross every installed adapter of this family too, at its suggested settings."),
     ] = None
     all_adapters: Annotated[
         bool, typer.Option("--all-adapters", help="Cross every installed adapter, third-party ones included.")
@@ -86,7 +82,6 @@ class CellOptions:
     depth: Annotated[
         int,
         typer.Option(
-            "--depth",
             min=1,
             max=4,
             help="Stack the adapters on each other too: 2 for all pairs, 3 for triples as well; each at the first of "
@@ -128,13 +123,12 @@ class CallOptions:
     prompts: Annotated[
         int | None,
         typer.Option(
-            "--prompts",
             min=1,
             help=f"How many of the pair's own prompts.  [default: {FEW.prompts}, or all; {MANY.prompts} for more than "
             f"{MANY_CELLS} cells]",
         ),
     ] = None
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt, each from its own noise.")] = 1
+    seeds: Annotated[int, typer.Option(min=1, help="Videos of each prompt, each from its own noise.")] = 1
     repeats: Annotated[
         int | None,
         typer.Option(
@@ -174,7 +168,7 @@ class BudgetOptions:
     min_psnr_db: Annotated[
         float, typer.Option("--min-psnr-db", help="Budget: below this PSNR to large-only a cell is degraded.")
     ] = QualityBudget.min_psnr_db
-    min_ssim: Annotated[float, typer.Option("--min-ssim", help="Budget: the same of SSIM.")] = QualityBudget.min_ssim
+    min_ssim: Annotated[float, typer.Option(help="Budget: the same of SSIM.")] = QualityBudget.min_ssim
     min_alignment_kept: Annotated[
         float,
         typer.Option(
@@ -182,8 +176,7 @@ class BudgetOptions:
         ),
     ] = QualityBudget.min_alignment_kept
     min_speedup: Annotated[
-        float,
-        typer.Option("--min-speedup", help="Budget: the same of the speed-up over large-only; 0 asks for none."),
+        float, typer.Option(help="Budget: the same of the speed-up over large-only; 0 asks for none.")
     ] = QualityBudget.min_speedup
 
 
@@ -194,7 +187,6 @@ class GateOptions:
     expectations: Annotated[
         list[Path] | None,
         typer.Option(
-            "--expectations",
             metavar="FILE",
             help="Known outcomes with their reasons, beside those that are shipped; may be repeated, the last one "
             "counts.",
@@ -203,18 +195,16 @@ class GateOptions:
     fail_on: Annotated[
         list[FailOn] | None,
         typer.Option(
-            "--fail-on",
             help="Verdict that makes the exit code 3 unless an expectation covers it; may be repeated.  [default: "
-            "unexpected after a run, nothing for a report]",
+            "unexpected after a run, nothing for a report]"
         ),
     ] = None
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the cells as JUnit XML for a CI server.")
+        Path | None, typer.Option(metavar="FILE", help="Write the cells as JUnit XML for a CI server.")
     ] = None
     summary: Annotated[
         Path | None,
         typer.Option(
-            "--summary",
             metavar="FILE",
             help="Write a summary in GitHub's Markdown; on GitHub Actions the job's page gets one in any case.",
         ),
@@ -226,13 +216,11 @@ class ExecutionOptions:
     """Workers that run the cells, and limits on them."""
 
     executor: Annotated[
-        ExecutorName,
-        typer.Option("--executor", help="Where cells run: on this machine, or on a Ray cluster (extra `ray`)."),
+        ExecutorName, typer.Option(help="Where cells run: on this machine, or on a Ray cluster (extra `ray`).")
     ] = ExecutorName.LOCAL
     ray_address: Annotated[
         str | None,
         typer.Option(
-            "--ray-address",
             metavar="HOST:PORT",
             help="The Ray cluster to join.  [default: RAY_ADDRESS, or one that is started on this machine]",
         ),
@@ -240,23 +228,16 @@ class ExecutionOptions:
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers",
             min=1,
             help="Worker processes; on one machine they never time anything at the same moment.  [default: 1; with ray "
             "one for each GPU of the cluster, or each CPU where it has none]",
         ),
     ] = None
     cell_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--cell-timeout", min=0.1, help="Seconds after which a part of a cell that does not end is given up."
-        ),
+        float | None, typer.Option(min=0.1, help="Seconds after which a part of a cell that does not end is given up.")
     ] = None
     memory_limit: Annotated[
-        int | None,
-        typer.Option(
-            "--memory-limit", min=1, help="Megabytes that a worker may take beyond what its pair needs to load."
-        ),
+        int | None, typer.Option(min=1, help="Megabytes that a worker may take beyond what its pair needs to load.")
     ] = None
     sharing: Annotated[
         bool, typer.Option("--sharing/--no-sharing", help="Compute once what cells have in common; never for timing.")

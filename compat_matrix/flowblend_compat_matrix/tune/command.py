@@ -45,12 +45,9 @@ class TuneOptions:
     pair: PairOption = "reference"
     large: LargeOption = None
     small: SmallOption = None
-    min_psnr: Annotated[
-        float | None, typer.Option("--min-psnr", metavar="DB", help="PSNR to large-only that must be kept.")
-    ] = None
+    min_psnr: Annotated[float | None, typer.Option(metavar="DB", help="PSNR to large-only that must be kept.")] = None
     min_alignment: Annotated[
-        float | None,
-        typer.Option("--min-alignment", min=0.0, max=1.0, help="Prompt alignment to keep, as a share of large-only's."),
+        float | None, typer.Option(min=0.0, max=1.0, help="Prompt alignment to keep, as a share of large-only's.")
     ] = None
     cost: Annotated[CostName, typer.Option(help="Cost to save: time on this machine, or the denoisers' FLOPs.")] = (
         CostName.TIME
