@@ -12,10 +12,11 @@ from .calibration.guard import CalibrationGuard
 from .contract.adapter import Adapter
 from .errors import ScheduleError
 from .schedule import AUTO, StageSchedule
+from .types import Pipeline
 
 
 def enable(
-    pipe: Any,
+    pipe: Pipeline,
     small: DenoiserSource | None = None,
     schedule: str | StageSchedule = "LSL",
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from .contract.adapter import Adapter, AttachTarget
 from .contract.stack import judge_adapters, setting_of
@@ -13,6 +12,7 @@ from .errors import AdapterError, FlowBlendError, RoutingError, StackError
 from .manager import FlowblendPluginManager, PluginOrigin, adapters_by_name, adopted_adapters
 from .pipelines.standing import Watch, marks_on
 from .schedule import StageSchedule
+from .types import Pipeline
 
 AttachGuard = Callable[[AttachTarget], object]
 
@@ -34,7 +34,7 @@ class AttachedStack:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         slot: str,
         schedule: StageSchedule,
         reentry: str,

@@ -17,7 +17,7 @@ from .contract.adapter import Adapter, AttachTarget, arguments_set_by
 from .contract.stack import judge_call
 from .contract.traits import Composition, Verdict
 from .errors import PairError, RoutingError
-from .manager import make_adapters, make_plugin_manager, pairs_by_name
+from .manager import FlowblendPluginManager, make_adapters, make_plugin_manager, pairs_by_name
 from .pairs.loading import check_blendable, load_denoiser
 from .pairs.preset import pair_of
 from .pipelines.components import (
@@ -37,6 +37,7 @@ from .schedule import StageSchedule
 from .step import StepContext
 from .trace.generation import Outcome
 from .trace.trace import Trace
+from .types import Keywords, Pipeline
 
 DenoiserSource = str | Path | nn.Module | Any
 
@@ -62,7 +63,7 @@ class Blend:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         small: DenoiserSource | None,
         schedule: StageSchedule,
         adapters: Iterable[str | Adapter] = (),
@@ -75,14 +76,14 @@ class Blend:
         _refuse_second_blend(pipe, found)
         self.pipeline = pipe
         self.schedule = schedule
-        self.plugin_manager = make_plugin_manager(plugins)
+        self.plugin_manager: FlowblendPluginManager = make_plugin_manager(plugins)
         requested = make_adapters(self.plugin_manager, tuple(adapters))
         stack = self._stack = AttachedStack(pipe, found.slot, schedule, reentry, requested, self.plugin_manager)
         stack.choose()
-        self.denoisers = _collect_denoisers(pipe, found, schedule, {"S": small, **further})
+        self.denoisers: dict[str, nn.Module] = _collect_denoisers(pipe, found, schedule, {"S": small, **further})
         for guard in guards:
             guard.check_denoisers(self.denoisers)
-        self.trace = Trace(self.denoisers, schedule)
+        self.trace: Trace = Trace(self.denoisers, schedule)
         others = [m for m in self.denoisers.values() if not any(m is host for host in found.called)]
         pair = pair_of(pipe, self.denoisers.get("S"), pairs_by_name(self.plugin_manager).values())
         target = self._target = AttachTarget(pipe, self.denoisers, self.trace.reporter, schedule, reentry, pair)
@@ -225,7 +226,7 @@ class Blend:
     def __exit__(self, *exc: object) -> None:
         self.disable()
 
-    def _run_generation(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Any:
         if not self._router.is_generating:  # else the router refuses the call, and the first one goes on undisturbed
             self._refuse_replaced_denoisers()
             self._stack.refresh()
@@ -252,7 +253,7 @@ class Blend:
             )
 
 
-def _refuse_second_blend(pipe: Any, found: PipelineDenoisers) -> None:
+def _refuse_second_blend(pipe: Pipeline, found: PipelineDenoisers) -> None:
     if is_enabled(pipe):
         raise RoutingError(
             f"FlowBlending is already enabled on this {type(pipe).__name__}. Call disable() on the blend that "
@@ -266,7 +267,7 @@ def _refuse_second_blend(pipe: Any, found: PipelineDenoisers) -> None:
 
 
 def _collect_denoisers(
-    pipe: Any, found: PipelineDenoisers, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
+    pipe: Pipeline, found: PipelineDenoisers, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
 ) -> dict[str, nn.Module]:
     """Load, check and name the denoisers; a refusal here leaves the pipeline untouched."""
     slot = found.slot

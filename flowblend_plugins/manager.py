@@ -22,6 +22,7 @@ from .contract.traits import AdapterTraits
 from .errors import AdapterError, PluginError
 from .hookspecs import Metric
 from .pairs.preset import PairPreset
+from .types import Keywords, Pipeline
 
 BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
 
@@ -174,7 +175,9 @@ def make_adapters(manager: FlowblendPluginManager, specs: Iterable[str | Adapter
     return tuple(adapters)
 
 
-def adopted_adapters(manager: FlowblendPluginManager, pipe: Any, requested: Iterable[Adapter]) -> tuple[Adapter, ...]:
+def adopted_adapters(
+    manager: FlowblendPluginManager, pipe: Pipeline, requested: Iterable[Adapter]
+) -> tuple[Adapter, ...]:
     """Adapters for set-ups that a pipeline brings along, without those that were asked for by name already.
 
     Raises:
@@ -200,7 +203,7 @@ class _Contributions:
     """Contributions through one register hook, each name once, each with the plugin that gave it."""
 
     def __init__(self, what: str, hook: str, manager: FlowblendPluginManager) -> None:
-        self.by_name: dict[str, Any] = {}
+        self.by_name: Keywords = {}
         self._givers: dict[str, PluginOrigin] = {}
         self._what, self._hook, self._manager = what, hook, manager
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import Adapter, hookimpl
+from flowblend_plugins.types import Pipeline
 
 from .blending.branch_routing import BranchRouting
 from .blending.corrected import Corrected
@@ -76,7 +77,7 @@ def flowblend_register_adapters() -> list[type[Adapter]]:
 
 
 @hookimpl
-def flowblend_adopt(pipeline: Any) -> list[Adapter]:
+def flowblend_adopt(pipeline: Pipeline) -> list[Adapter]:
     return [
         *adopt_diffusers_cache(pipeline),
         *adopt_teacache(pipeline),

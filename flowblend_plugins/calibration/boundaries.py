@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from ..blend import Blend
 from ..errors import FlowBlendError
 from ..routing.replay import Recording
 from ..schedule import StageSchedule
+from ..types import Output
 from .calibration import Calibration, SearchCost, TrialResult
 from .measuring import Order, count_flops, refuse_all_but_solvers
 from .search import Boundaries, boundaries_on_grid, resolution, shortest_early, sufficient_late
@@ -169,6 +169,6 @@ class _Trials:
         return video, recording
 
 
-def _video_of(result: Any) -> Video:
+def _video_of(result: Output) -> Video:
     """The first video of a pipeline's result, ``[F, H, W, 3]``; a still is a video of one frame."""
     return np.asarray(result.frames[0] if hasattr(result, "frames") else result.images[:1], dtype=np.float32)

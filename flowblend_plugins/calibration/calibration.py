@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ..errors import ScheduleError
 from ..files.measurement import MeasurementFile
 from ..schedule import StageSchedule
+from ..types import JsonObject, JsonView, Scheduler
 from .setting import CalibrationSetting, DenoiserIdentity, SamplerIdentity
 
 
@@ -84,7 +84,7 @@ class Calibration:
                     f"here it is a {found}. {_AGAIN}"
                 )
 
-    def refuse_other_sampler(self, scheduler: Any) -> None:
+    def refuse_other_sampler(self, scheduler: Scheduler) -> None:
         """Raise ``ScheduleError`` where the solver or the shift of its noise schedule is another, naming both."""
         calibrated, found = self.setting.sampler, SamplerIdentity.of(scheduler)
         if calibrated != found:
@@ -98,7 +98,7 @@ class Calibration:
                 f"{_AGAIN}"
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         entry = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return _FILE.envelope(
             entry
@@ -119,7 +119,7 @@ class Calibration:
         return _FILE.read(path)
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Calibration:
+    def from_json(cls, entry: JsonView) -> Calibration:
         """Read the content of such a file. Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is damaged."""
         found = cls(
             **{

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import ScheduleError
 from ..files.measurement import MeasurementFile
+from ..types import JsonObject, JsonView
 from .divergence import GUIDED, Divergence
 from .setting import CalibrationSetting
 
@@ -71,7 +72,7 @@ class DivergenceCurve:
         """The branch that the sampler acts on: after guidance where there is any."""
         return next((name for name in (GUIDED, "cond") if name in self.branches), next(iter(self.branches)))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         content = {
             "setting": self.setting.to_json(),
             "sigmas": [sigma if sigma is not None and math.isfinite(sigma) else None for sigma in self.sigmas],
@@ -98,7 +99,7 @@ class DivergenceCurve:
         return _FILE.read(path)
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> DivergenceCurve:
+    def from_json(cls, entry: JsonView) -> DivergenceCurve:
         """Read the content of such a file. Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is damaged."""
         return cls(
             setting=CalibrationSetting.from_json(entry["setting"]),

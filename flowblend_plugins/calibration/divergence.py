@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..step import StepContext
 from ..trace.trace import Trace
+from ..types import Args, Keywords, Output
 
 GUIDED = "guided"
 """Stands for a branch where both branches were seen and combined at the guidance scale."""
@@ -59,7 +60,7 @@ class ShadowRun:
         self._seen: dict[str | None, _Velocities] = {}
         self._seen_at: int | None = None
 
-    def _compare(self, large: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _compare(self, large: nn.Module, args: Args, kwargs: Keywords, output: Output) -> None:
         """Forward hook of the large denoiser; gives nothing back, so the output stays what it is."""
         step = self._trace.step
         if step is None:  # not a call of the generation that is traced

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -11,13 +10,14 @@ from ..contract.adapter import AttachTarget
 from ..contract.markers import hookimpl
 from ..step import StepContext
 from ..trace.reporter import CallReporter
+from ..types import Keywords, Pipeline
 from .calibration import Calibration
 
 
 class CalibrationGuard:
     """A plugin of the blend. It looks before the first denoiser call, when adapters have set what they set."""
 
-    _pipeline: Any
+    _pipeline: Pipeline
     _trace: CallReporter
 
     def __init__(self, calibration: Calibration) -> None:
@@ -34,7 +34,7 @@ class CalibrationGuard:
         return self
 
     @hookimpl(trylast=True)
-    def flowblend_configure_generation(self, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, call_arguments: Keywords) -> None:
         self._guidance_scale = call_arguments.get("guidance_scale")
 
     @hookimpl

@@ -6,7 +6,7 @@ The searched boundaries are in :mod:`flowblend_plugins.calibration.boundaries`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..contract.traits import Family
 from ..errors import AdapterError
 from ..schedule import StageSchedule
 from ..trace.flops import CallInputs, FlopCounter
+from ..types import KeywordsView, Pipeline
 from .calibration import Calibration, SearchCost
 from .curve import DivergenceCurve, boundaries_of_divergence
 from .divergence import shadowed
@@ -38,10 +39,10 @@ class Order:
         adapters: solvers to sample with, instead of the pipeline's own.
     """
 
-    pipe: Any
+    pipe: Pipeline
     small: Any
     prompts: Sequence[str]
-    call: Mapping[str, Any]
+    call: KeywordsView
     pair: str
     seed: int = 0
     adapters: Iterable[str | Adapter] = ()

@@ -7,10 +7,11 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+
+from ..types import JsonObject, JsonView, Scheduler
 
 _PACKAGES = ("flowblend-plugins", "diffusers", "torch")
 _NUM_SAMPLED_WEIGHTS = 64
@@ -67,7 +68,7 @@ class SamplerIdentity:
     shift: float | None
 
     @classmethod
-    def of(cls, scheduler: Any) -> SamplerIdentity:
+    def of(cls, scheduler: Scheduler) -> SamplerIdentity:
         config = scheduler.config
         shift = config.get("flow_shift", config.get("shift"))
         return cls(class_name=type(scheduler).__name__, shift=None if shift is None else float(shift))
@@ -102,11 +103,11 @@ class CalibrationSetting:
     seed: int
     versions: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return dataclasses.asdict(self) | {"adapters": list(self.adapters), "prompts": list(self.prompts)}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> CalibrationSetting:
+    def from_json(cls, entry: JsonView) -> CalibrationSetting:
         """Read the JSON of :meth:`to_json`. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
         scale = entry["guidance_scale"]
         return cls(

@@ -66,7 +66,7 @@ class FeatureSimilarity:
                 f"{source} cannot be loaded as an image model: {cause}. Give a hub id or a folder of a model such as "
                 "DINOv2 or CLIP, with its preprocessor_config.json and safetensors weights."
             ) from error
-        self.name = f"{type(self._model).__name__} features ({Path(where).name if is_local else source})"
+        self.name: str = f"{type(self._model).__name__} features ({Path(where).name if is_local else source})"
 
     def __call__(self, video: Video, reference: Video) -> float:
         wanted, found = self._features(reference), self._features(video)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from ..files.writing import prepare_output_folder, write_json_atomically
 from ..manager import FlowblendPluginManager, make_adapters
 from ..pairs.open import OpenedPair, hide_progress_bars, open_pair
 from ..pairs.preset import PairPreset
+from ..types import JsonView, Keywords, KeywordsView
 from . import options
 from .options import find_preset
 
@@ -74,7 +75,7 @@ class CalibrationRequest:
     large: str | None
     small: str | None
     prompts: tuple[str, ...]
-    call: Mapping[str, Any]
+    call: KeywordsView
     seed: int
     out: Path
     as_json: bool
@@ -91,7 +92,7 @@ class CalibrationRequest:
         opened.pipeline.set_progress_bar_config(disable=True)
         return opened
 
-    def calls(self, opened: OpenedPair) -> list[dict[str, Any]]:
+    def calls(self, opened: OpenedPair) -> list[Keywords]:
         """Keyword arguments of one generation of latents for each prompt; the noise is drawn on the CPU."""
         import torch
 
@@ -146,7 +147,7 @@ class Calibrated:
         is_useful: whether there is anything to write.
     """
 
-    record: Mapping[str, Any]
+    record: JsonView
     lines: Sequence[str]
     failure: FlowBlendError | None = None
     is_useful: bool = True
@@ -209,7 +210,7 @@ def calibrate_group(app: typer.Typer) -> typer.Typer:
     return made
 
 
-def _request(manager: FlowblendPluginManager, given: Mapping[str, Any]) -> CalibrationRequest:
+def _request(manager: FlowblendPluginManager, given: KeywordsView) -> CalibrationRequest:
     """Check what can be checked before anything is loaded."""
     preset = find_preset(manager, given["pair"], given["large"])
     prompts = _read_prompts(given["prompt"], given["prompts_file"]) or (preset.example_prompts if preset else ())

@@ -12,9 +12,10 @@ from typing import Any
 from ..contract.markers import hookimpl
 from ..errors import FlowBlendError, UsageError
 from ..step import StepContext
+from ..types import Keywords, Output, Pipeline
 
 
-def generate(pipeline: Any, arguments: dict[str, Any], seed: int, progress: Progress) -> Any:
+def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress) -> Any:
     """Call the pipeline, with a progress bar.
 
     Raises:
@@ -36,7 +37,7 @@ def generate(pipeline: Any, arguments: dict[str, Any], seed: int, progress: Prog
     return result
 
 
-def write_output(result: Any, path: Path, fps: float) -> None:
+def write_output(result: Output, path: Path, fps: float) -> None:
     """Write the first video, or the first still, of what :func:`generate` gave."""
     from ..files.video import write_mp4, write_png
 
@@ -52,7 +53,7 @@ class Progress:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
-        self.seconds = 0.0
+        self.seconds: float = 0.0
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
+from ..types import Keywords
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -47,7 +49,7 @@ def grouped(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        made: dict[str, Any] = {}
+        made: Keywords = {}
         for name, kind in groups.items():
             fields = [field.name for field in dataclasses.fields(kind)]
             made[name] = kind(**{field: given.pop(field) for field in fields if field in given})

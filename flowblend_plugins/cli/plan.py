@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +15,7 @@ from ..contract.adapter import Adapter
 from ..contract.spec import write_spec
 from ..errors import RoutingError
 from ..schedule import StageSchedule
+from ..types import KeywordsView
 
 if TYPE_CHECKING:
     from ..blend import Blend
@@ -72,7 +73,7 @@ def plan_unloaded(stages: StageSchedule, num_steps: int, adapters: Sequence[Adap
     return Plan(stages.text, num_steps, num_timesteps, steps)
 
 
-def plan_blend(blend: Blend, num_steps: int, call_arguments: Mapping[str, Any]) -> Plan:
+def plan_blend(blend: Blend, num_steps: int, call_arguments: KeywordsView) -> Plan:
     """Plan a generation once a pair is loaded and its adapters are attached.
 
     Args:

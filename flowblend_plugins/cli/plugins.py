@@ -11,6 +11,7 @@ import typer
 from ..contract.adapter import Adapter
 from ..extras import how_to_install, is_installed
 from ..manager import FlowblendPluginManager, adapters_by_name, metrics_by_name, pairs_by_name
+from ..types import JsonObject, Keywords
 from .options import JsonOption
 
 
@@ -54,7 +55,7 @@ def plugins(ctx: typer.Context, as_json: JsonOption = False) -> None:
             )
 
 
-def list_plugins(manager: FlowblendPluginManager) -> dict[str, list[dict[str, Any]]]:
+def list_plugins(manager: FlowblendPluginManager) -> dict[str, list[Keywords]]:
     """Everything registered, as plain data."""
     rows = []
     for name, plugin in manager.list_name_plugin():
@@ -84,7 +85,7 @@ def list_plugins(manager: FlowblendPluginManager) -> dict[str, list[dict[str, An
     }
 
 
-def _adapter_row(manager: FlowblendPluginManager, adapter: type[Adapter]) -> dict[str, Any]:
+def _adapter_row(manager: FlowblendPluginManager, adapter: type[Adapter]) -> JsonObject:
     traits = dataclasses.asdict(adapter.traits)
     family = traits.pop("family").value
     facts = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in traits.items()}

@@ -20,6 +20,7 @@ from ..manager import make_adapters
 from ..pairs.open import OpenedPair, open_pair
 from ..pairs.preset import PairPreset
 from ..schedule import AUTO, StageSchedule
+from ..types import Keywords, Pipeline
 from .call import Progress, generate, write_output
 from .options import (
     AdapterOption,
@@ -150,7 +151,7 @@ class _Stack:
     reentry: str
     num_steps: int | None
 
-    def preview(self, asked: dict[str, Any], as_json: bool) -> None:
+    def preview(self, asked: Keywords, as_json: bool) -> None:
         """Show which denoiser would answer when; the pair is loaded only where the plan depends on it."""
         if self.num_steps is None:
             raise UsageError("--dry-run: the number of steps is not known before --large is loaded. Give --steps.")
@@ -166,7 +167,7 @@ class _Stack:
                 planned = plan_blend(blend, self.num_steps, arguments)
         planned.show(as_json)
 
-    def generate(self, asked: dict[str, Any], seed: int, fps: float, out: Path, as_json: bool) -> None:
+    def generate(self, asked: Keywords, seed: int, fps: float, out: Path, as_json: bool) -> None:
         """Make the video, and write it with the record of what ran."""
         if self.num_steps is not None:
             self._planned_unloaded(self.num_steps)  # a misfit is told before anything is loaded
@@ -250,7 +251,7 @@ def _count_steps(steps: int | None, adapters: Sequence[Adapter], preset: PairPre
     return steps or (preset.call_defaults.get("num_inference_steps") if preset else None)
 
 
-def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: dict[str, Any]) -> dict[str, Any]:
+def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: Keywords) -> Keywords:
     """The keyword arguments of the pipeline call: what was asked, over what the pair is meant to be called with."""
     set_by_adapters = arguments_set_by(adapters)
     defaults = {name: value for name, value in opened.call_defaults.items() if name not in set_by_adapters}
@@ -268,7 +269,7 @@ def _call_arguments(opened: OpenedPair, adapters: Sequence[Adapter], asked: dict
     return arguments
 
 
-def _default_of(pipeline: Any, argument: str) -> Any:
+def _default_of(pipeline: Pipeline, argument: str) -> Any:
     """Default of an argument of the pipeline call; ``None`` if it has no such argument."""
     parameter = inspect.signature(type(pipeline).__call__).parameters.get(argument)
     return parameter.default if parameter is not None else None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..types import Keywords, Pipeline
 from .traits import AdapterTraits
 
 if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torch when they are only listed
@@ -34,7 +35,7 @@ class AttachTarget:
         pair: the registered pair that these denoisers are; ``None`` where they are none that is known.
     """
 
-    pipeline: Any
+    pipeline: Pipeline
     denoisers: Mapping[str, nn.Module]
     trace: CallReporter
     schedule: StageSchedule
@@ -74,7 +75,7 @@ class Adapter(abc.ABC):
         bit; that holds too when entering fails halfway.
         """
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         """Obstacles to the technique on this pipeline beyond the traits, as (what was found, what to do).
 
         Asked before anything is attached, so that all reasons of a stack are reported at once. An adapter that names
@@ -102,7 +103,7 @@ class Adapter(abc.ABC):
         return None
 
 
-def arguments_set_by(adapters: Iterable[Adapter]) -> dict[str, Any]:
+def arguments_set_by(adapters: Iterable[Adapter]) -> Keywords:
     """Arguments of a pipeline call that adapters set: options with the argument's own name and a value."""
     return {
         name: value

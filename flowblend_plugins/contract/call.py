@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..step import StepContext
+from ..types import Args, KeywordsView
 
-Run = Callable[[StepContext, tuple[Any, ...], Mapping[str, Any]], Any]
+Run = Callable[[StepContext, Args, KeywordsView], Any]
 
 
 class DenoiserCall:
@@ -23,9 +24,11 @@ class DenoiserCall:
 
     __slots__ = ("_run", "args", "is_predicted", "kwargs", "step")
 
-    def __init__(self, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Run) -> None:
-        self.step, self.args, self.kwargs = step, args, kwargs
-        self.is_predicted = False
+    def __init__(self, step: StepContext, args: Args, kwargs: KeywordsView, run: Run) -> None:
+        self.step: StepContext = step
+        self.args: Args = args
+        self.kwargs: KeywordsView = kwargs
+        self.is_predicted: bool = False
         self._run = run
 
     def run(self, denoiser: str | None = None) -> Any:
@@ -39,7 +42,7 @@ class DenoiserCall:
         step = self.step if denoiser is None else self.step._replace(denoiser=denoiser)
         return self._run(step, self.args, self.kwargs)
 
-    def run_at(self, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run_at(self, step: StepContext, args: Args, kwargs: KeywordsView) -> Any:
         """The output of ``step.denoiser`` on inputs that were kept from an earlier call of the same guidance branch."""
         return self._run(step, args, kwargs)
 

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from ..errors import AdapterError
+from ..types import Keywords, KeywordsView
 from .adapter import Adapter
 
 A = TypeVar("A", bound=Adapter)
 
 
-def read_spec(text: str) -> tuple[str, dict[str, Any]]:
+def read_spec(text: str) -> tuple[str, Keywords]:
     """Name and options of ``"name"`` or ``"name(option=value, ...)"``.
 
     Raises:
@@ -37,7 +38,7 @@ def read_spec(text: str) -> tuple[str, dict[str, Any]]:
         return tree.id, {}
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
         raise malformed
-    options: dict[str, Any] = {}
+    options: Keywords = {}
     for keyword in tree.keywords:
         if keyword.arg is None:
             raise malformed
@@ -76,7 +77,7 @@ def adapter_from_spec(text: str, known: Mapping[str, type[Adapter]]) -> Adapter:
     return make_adapter(known[name], options)
 
 
-def make_adapter(adapter_class: type[A], options: Mapping[str, Any]) -> A:
+def make_adapter(adapter_class: type[A], options: KeywordsView) -> A:
     """An adapter with checked options. Raises ``AdapterError`` naming the adapter, the option and those accepted."""
     hints = typing.get_type_hints(adapter_class)
     accepted = {field.name: hints[field.name] for field in dataclasses.fields(adapter_class)}  # type: ignore[arg-type]

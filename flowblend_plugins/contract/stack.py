@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..extras import how_to_install, is_installed
 from ..pipelines.source import read_source
 from ..schedule import StageSchedule
+from ..types import Keywords, KeywordsView, Pipeline
 from .adapter import Adapter
 from .traits import AdapterTraits, Composition, Reason, StackSetting, Verdict
 from .verdict import judge
 
 
-def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> StackSetting:
+def setting_of(pipe: Pipeline, slot: str, schedule: StageSchedule, reentry: str) -> StackSetting:
     """The facts that are known before the pipeline is called.
 
     Args:
@@ -37,7 +38,7 @@ def setting_of(pipe: Any, slot: str, schedule: StageSchedule, reentry: str) -> S
 
 def judge_adapters(
     adapters: Sequence[Adapter],
-    pipe: Any,
+    pipe: Pipeline,
     setting: StackSetting,
     registered: Iterable[type[Adapter]] = (),
     found_on_pipe: Iterable[Reason] = (),
@@ -67,7 +68,7 @@ def _facts(adapters: Iterable[Adapter]) -> list[tuple[str, AdapterTraits]]:
     return [(adapter.name, adapter.traits_with_options()) for adapter in adapters]
 
 
-def _obstacles(adapter: Any, pipe: Any, registered: Sequence[type[Adapter]]) -> Iterable[tuple[str, str]]:
+def _obstacles(adapter: Any, pipe: Pipeline, registered: Sequence[type[Adapter]]) -> Iterable[tuple[str, str]]:
     takes_registered = "registered" in inspect.signature(adapter.obstacles).parameters
     return adapter.obstacles(pipe, registered=registered) if takes_registered else adapter.obstacles(pipe)
 
@@ -79,7 +80,7 @@ def _missing_package(adapter: Adapter) -> list[tuple[str, str]]:
     return [(f"the package {package} is not installed", f"{how_to_install(package)}.")]
 
 
-def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, arguments: Mapping[str, Any]) -> Verdict:
+def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Pipeline, arguments: KeywordsView) -> Verdict:
     """The verdict once a call has said how many steps it takes and whether it guides.
 
     Args:
@@ -93,7 +94,7 @@ def judge_call(adapters: Sequence[Adapter], setting: StackSetting, pipe: Any, ar
     return judge(_facts(adapters), known)
 
 
-def is_guided(pipe: Any, arguments: Mapping[str, Any]) -> bool | None:
+def is_guided(pipe: Pipeline, arguments: KeywordsView) -> bool | None:
     """Whether a call guides without a classifier; ``None`` where the pipeline has no such argument."""
     values = _with_defaults(pipe, arguments)
     # Where there is a true_cfg_scale (HunyuanVideo), guidance_scale is but an input of a guidance-distilled denoiser.
@@ -101,7 +102,7 @@ def is_guided(pipe: Any, arguments: Mapping[str, Any]) -> bool | None:
     return None if scale is None else scale > 1.0
 
 
-def _with_defaults(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(pipe: Pipeline, arguments: KeywordsView) -> Keywords:
     parameters = inspect.signature(type(pipe).__call__).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return defaults | dict(arguments)

@@ -7,12 +7,13 @@ The envelope is ``{"api_version": 1, "kind": "...", ...}``. Files written before
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ..errors import AdapterError, ScheduleError
+from ..types import Denoiser, JsonObject, JsonView, KeywordsView, Scheduler
 
 API_VERSION = 1
 _KIND_KEYS = ("kind", "technique", "cache")
@@ -37,11 +38,11 @@ class MeasurementFile(Generic[Measured]):
     kind: str
     holds: str
     command: str
-    parse: Callable[[Mapping[str, Any]], Measured]
+    parse: Callable[[KeywordsView], Measured]
     error: type[AdapterError] | type[ScheduleError] = AdapterError
     built_in: Path | None = None
 
-    def envelope(self, content: Mapping[str, Any]) -> dict[str, Any]:
+    def envelope(self, content: JsonView) -> JsonObject:
         """The JSON object to write for this content."""
         return {"api_version": API_VERSION, "kind": self.kind, **content}
 
@@ -68,7 +69,7 @@ class MeasurementFile(Generic[Measured]):
         shipped = {} if self.built_in is None else {file.stem: file for file in self.built_in.glob("*.json")}
         return shipped.get(str(path)) or Path(path).expanduser()
 
-    def _content(self, asked: str, file: Path) -> Mapping[str, Any]:
+    def _content(self, asked: str, file: Path) -> JsonView:
         try:
             entry = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -97,15 +98,15 @@ class MeasurementFile(Generic[Measured]):
         return self.error(f"{found}. Write one with `flowblend calibrate {self.command}`.")
 
 
-def config_facts(denoiser: Any) -> dict[str, Any]:
+def config_facts(denoiser: Denoiser | Scheduler) -> JsonObject:
     """Config of a denoiser as JSON gives it back, without what diffusers adds (paths, versions)."""
     plain = {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}
     return json.loads(json.dumps(plain, default=str))
 
 
-def denoiser_differences(class_name: str, config: Mapping[str, Any], denoiser: Any) -> list[str]:
+def denoiser_differences(class_name: str, config: JsonView, denoiser: Denoiser | Scheduler | None) -> list[str]:
     """Differences of the denoiser of this class and config from the given one, in words."""
-    if type(denoiser).__name__ != class_name:
+    if denoiser is None or type(denoiser).__name__ != class_name:
         return [f"class {class_name}, not {type(denoiser).__name__}"]
     there = config_facts(denoiser)
     keys = sorted(config.keys() | there.keys())

@@ -11,11 +11,11 @@ import contextlib
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ..errors import PairError
+from ..types import JsonObject, Keywords, Pipeline
 from .facts import Config
 
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -27,7 +27,7 @@ def configs_of_denoiser(denoiser: nn.Module) -> dict[str, Config]:
     return {"denoiser": denoiser_config(type(denoiser), getattr(denoiser, "config", {}))}
 
 
-def configs_of_pipeline(pipe: Any, slot: str) -> dict[str, Config]:
+def configs_of_pipeline(pipe: Pipeline, slot: str) -> dict[str, Config]:
     """Description of a loaded diffusers pipeline; components that are ``None`` are left out."""
     configs = configs_of_denoiser(getattr(pipe, slot)) | {"pipeline": dict(pipe.config)}
     vae, scheduler = getattr(pipe, "vae", None), getattr(pipe, "scheduler", None)
@@ -98,7 +98,7 @@ def diffusers_class(name: object) -> type | None:
     return found if inspect.isclass(found) else None
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> JsonObject:
     """The JSON object in a file.
 
     Raises:
@@ -115,7 +115,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _with_defaults(component_class: type | None, config: Config) -> dict[str, Any]:
+def _with_defaults(component_class: type | None, config: Config) -> Keywords:
     component_class = component_class or diffusers_class(config.get("_class_name"))
     name = component_class.__name__ if component_class else config.get("_class_name")
     parameters = inspect.signature(component_class.__init__).parameters if component_class else {}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Config = Mapping[str, Any]
+from ..types import KeywordsView
+
+Config = KeywordsView
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from torch import nn
 
 from ..errors import PairError
 from ..pipelines.source import read_source
+from ..types import Pipeline
 from .configs import configs_of_denoiser, configs_of_pipeline, forward_parameters
 from .facts import Difference, differences
 from .stored import find_denoiser
 
 
-def load_denoiser(source: Any, pipe: Any, slot: str) -> nn.Module:
+def load_denoiser(source: Any, pipe: Pipeline, slot: str) -> nn.Module:
     """A denoiser from a hub id, a folder, a loaded pipeline or a loaded denoiser.
 
     What is loaded here has the large denoiser's dtype and stands where the large one computes. A stored pair is judged
@@ -53,7 +54,7 @@ def load_denoiser(source: Any, pipe: Any, slot: str) -> nn.Module:
     )
 
 
-def check_blendable(pipe: Any, slot: str, letter: str, candidate: nn.Module, source: Any) -> None:
+def check_blendable(pipe: Pipeline, slot: str, letter: str, candidate: nn.Module, source: Any) -> None:
     """Refuse a loaded denoiser that cannot continue the large one's trajectory, naming every difference.
 
     Where the source is a pipeline, its VAE, text encoders and scheduler are compared too; a lone denoiser says nothing
@@ -94,7 +95,7 @@ def _refuse(name: str, large: nn.Module, found: list[Difference]) -> None:
     )
 
 
-def _call_differences(pipe: Any, large_class: type, small_class: type) -> Iterable[Difference]:
+def _call_differences(pipe: Pipeline, large_class: type, small_class: type) -> Iterable[Difference]:
     """Both denoisers are called alike: the small one must take what the pipeline passes, and need nothing more."""
     wanted, accepted = forward_parameters(large_class), forward_parameters(small_class)
     remedy = f"use a denoiser that {type(pipe).__name__} itself can call"
@@ -109,7 +110,7 @@ def _call_differences(pipe: Any, large_class: type, small_class: type) -> Iterab
         yield Difference("arguments needed by forward()", "without them", f"with {', '.join(unmet)}", remedy)
 
 
-def _tensor_differences(pipe: Any, large: nn.Module, candidate: Any) -> Iterable[Difference]:
+def _tensor_differences(pipe: Pipeline, large: nn.Module, candidate: Any) -> Iterable[Difference]:
     dtype = getattr(large, "dtype", None)
     if dtype is not None and candidate.dtype != dtype:
         yield Difference("dtype", str(dtype), str(candidate.dtype), f"convert it with small.to({dtype})")
@@ -118,7 +119,7 @@ def _tensor_differences(pipe: Any, large: nn.Module, candidate: Any) -> Iterable
         yield Difference("device", str(device), str(candidate.device), f"move it with small.to({str(device)!r})")
 
 
-def _compute_device(pipe: Any, large: Any) -> torch.device | None:
+def _compute_device(pipe: Pipeline, large: nn.Module) -> torch.device | None:
     """Device that a further denoiser must be on; ``None`` where model offloading takes care of it."""
     from diffusers.hooks.group_offloading import _get_group_onload_device, _is_group_offload_enabled
 

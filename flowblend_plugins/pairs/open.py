@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import PairError
+from ..types import KeywordsView, Pipeline
 from .preset import PairPreset
 
 
@@ -29,11 +29,11 @@ class OpenedPair:
 
     name: str
     preset: PairPreset | None
-    pipeline: Any
+    pipeline: Pipeline
     small: str | Path | None
-    call_defaults: Mapping[str, Any]
+    call_defaults: KeywordsView
     example_prompts: tuple[str, ...]
-    further: Mapping[str, Any] = field(default_factory=dict)
+    further: KeywordsView = field(default_factory=dict)
 
 
 def open_pair(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schedule import DEFAULT_EARLY, DEFAULT_LATE
+from ..types import JsonView, Keywords, KeywordsView, Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class PublishedDenoiser:
     """
 
     class_name: str
-    config: Mapping[str, Any]
+    config: JsonView
     num_parameters: int
     source: str
 
@@ -64,17 +65,17 @@ class PairPreset:
     caveats: tuple[str, ...] = ()
     early: float = DEFAULT_EARLY
     late: float = DEFAULT_LATE
-    call_defaults: Mapping[str, Any] = field(default_factory=dict)
+    call_defaults: KeywordsView = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
     distilled: Mapping[str, str | Path] = field(default_factory=dict)
     similarity: Callable[[], Any] | None = None
 
-    def further_denoisers(self, pipe: Any) -> dict[str, Any]:
+    def further_denoisers(self, pipe: Pipeline) -> Keywords:
         """Experts of the loaded pipeline by letter, as ``enable(denoisers=...)`` takes them."""
         return {letter: getattr(pipe, component) for letter, component in self.experts.items()}
 
 
-def pair_of(pipe: Any, small: Any, presets: Iterable[PairPreset]) -> PairPreset | None:
+def pair_of(pipe: Pipeline, small: Any, presets: Iterable[PairPreset]) -> PairPreset | None:
     """The registered pair that a loaded pipeline and small denoiser are, by where they were loaded from.
 
     Args:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import PairError
+from ..types import Keywords, KeywordsView
 
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
 _SCALES = (".scale_weight", ".weight_scale")
@@ -103,7 +104,7 @@ class SingleFile:
         }
         return {own: self._tensor(name, torch.float32).tolist() for own, name in stored.items() if name in self._shapes}
 
-    def transformer_config(self) -> dict[str, Any]:
+    def transformer_config(self) -> Keywords:
         """Config of the transformer as the authors wrote it into the file; empty where they did not."""
         try:
             return dict(json.loads(self.metadata.get("config", "{}")).get("transformer", {}))
@@ -180,7 +181,7 @@ def find_single_file(source: str | Path) -> Path | None:
         ) from error
 
 
-def _converter(source: str, denoiser_class: Any) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+def _converter(source: str, denoiser_class: Any) -> Callable[[Keywords], KeywordsView]:
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     entry = SINGLE_FILE_LOADABLE_CLASSES.get(denoiser_class.__name__)

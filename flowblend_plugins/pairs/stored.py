@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import PairError
+from ..types import Keywords
 from .configs import configs_of_folder, diffusers_class, kind_of, read_json
 from .facts import Config
 from .single_file import find_single_file, refuse_not_finite
@@ -59,7 +60,7 @@ class StoredDenoiser:
             PairError: its weights are missing, incomplete, damaged or pickled.
         """
         local = self.folder / self.subfolder
-        options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
+        options: Keywords = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
         if self.hub_id is None:
             options |= {"local_files_only": True, "variant": _find_weights(self.source, local)}
             where = str(local)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import PairError
+from ..types import JsonView, Keywords
 from .configs import denoiser_config, diffusers_class
 from .facts import Config
 from .single_file import SingleFile
@@ -35,7 +36,7 @@ class StoredFile:
     source: str
     file: SingleFile
     denoiser_class: Any
-    config: Mapping[str, Any]
+    config: JsonView
 
     @cached_property
     def configs(self) -> Mapping[str, Config]:
@@ -105,7 +106,7 @@ def stored_file(source: str | Path, path: Path) -> StoredFile:
     return StoredFile(str(source), file, kind, _ltx_config(file))
 
 
-def _ltx_config(file: SingleFile) -> dict[str, Any]:
+def _ltx_config(file: SingleFile) -> Keywords:
     """Config of an LTX-Video transformer, from the shapes of its tensors and what the file says of itself."""
     patchify, text = file.shape("patchify_proj.weight"), file.shape("caption_projection.linear_1.weight")
     inner, out = file.shape("attn2.to_k.weight"), file.shape("proj_out.weight")

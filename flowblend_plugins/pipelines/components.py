@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import RoutingError
+from ..types import Keywords, Pipeline
 from .stand_in import stand_in
 
 # These step copies of their scheduler, one for each frame block, so that nothing shows at which step a call stands.
@@ -23,10 +24,10 @@ _UNROUTABLE = {
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
 }
 
-RunGeneration = Callable[[Callable[..., Any], dict[str, Any]], Any]
+RunGeneration = Callable[[Callable[..., Any], Keywords], Any]
 
 
-def denoiser_slot(pipe: Any) -> str:
+def denoiser_slot(pipe: Pipeline) -> str:
     """``"transformer"`` or ``"unet"``: the component of a diffusers pipeline that is its denoiser.
 
     Raises:
@@ -61,7 +62,7 @@ def refuse_compile_wrapper(denoiser: nn.Module, name: str) -> None:
         )
 
 
-def called_denoisers(pipe: Any, slot: str) -> tuple[nn.Module, ...]:
+def called_denoisers(pipe: Pipeline, slot: str) -> tuple[nn.Module, ...]:
     """The denoisers that the pipeline itself calls: one, or both experts of a Wan 2.2 pipeline."""
     hosts = [getattr(pipe, slot)]
     second = getattr(pipe, f"{slot}_2", None)
@@ -77,7 +78,7 @@ class PipelineDenoisers(NamedTuple):
     called: tuple[nn.Module, ...]
 
 
-def denoisers_of(pipe: Any) -> PipelineDenoisers:
+def denoisers_of(pipe: Pipeline) -> PipelineDenoisers:
     """The denoisers that a pipeline calls. Raises ``RoutingError`` as :func:`denoiser_slot` does."""
     slot = denoiser_slot(pipe)
     return PipelineDenoisers(slot, called_denoisers(pipe, slot))
@@ -87,7 +88,7 @@ class EnabledPipeline:
     """A pipeline with further denoisers as components, whose calls run through ``run_generation``."""
 
     def __init__(
-        self, pipe: Any, denoisers: PipelineDenoisers, further: Sequence[nn.Module], run_generation: RunGeneration
+        self, pipe: Pipeline, denoisers: PipelineDenoisers, further: Sequence[nn.Module], run_generation: RunGeneration
     ) -> None:
         self._pipe = pipe
         self._slot = denoisers.slot
@@ -214,7 +215,7 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
     )
 
 
-def is_enabled(pipe: Any) -> bool:
+def is_enabled(pipe: Pipeline) -> bool:
     """Whether FlowBlending is enabled on this pipeline."""
     return getattr(type(pipe), "_flowblend_enabled", False)
 

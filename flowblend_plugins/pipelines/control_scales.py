@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch import nn
 
 from ..errors import RoutingError
+from ..types import Args, Keywords
 
 _SCALE = "control_hidden_states_scale"
 
@@ -37,9 +37,7 @@ def _num_control_layers(denoiser: nn.Module) -> int | None:
     return None if layers is None else len(layers)
 
 
-def _fit_control_scales(
-    denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _fit_control_scales(denoiser: nn.Module, args: Args, kwargs: Keywords) -> tuple[Args, Keywords]:
     scale, count = kwargs.get(_SCALE), _num_control_layers(denoiser)
     if scale is None or count is None:
         return args, kwargs

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..types import Keywords
+
 _OVERRIDDEN = frozenset({"__call__", "cache_context", "_reset_stateful_cache"})
 
 
@@ -29,7 +31,7 @@ class _StandIn(type):
         delattr(type.__getattribute__(cls, "__base__"), name)
 
 
-def stand_in(base: type, namespace: dict[str, Any]) -> type:
+def stand_in(base: type, namespace: Keywords) -> type:
     """A subclass of ``base`` that nobody can tell from it by name, with these attributes."""
     own = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     kind = _StandIn if type(base) is type else type(base.__name__, (_StandIn, type(base)), {})

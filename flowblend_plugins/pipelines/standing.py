@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from ..types import Keywords, KeywordsView, Pipeline
+
 # Where a weight lies and in which precision changes nothing of what is computed with it.
 _PLACEMENT = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
 _PIPELINE = "pipeline"
@@ -59,7 +61,7 @@ def patches_on(denoiser: nn.Module) -> Iterator[Patch]:
             yield Patch("class forward", path, owner.__name__, vars(owner)["forward"])
 
 
-def marks_on(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+def marks_on(denoiser: nn.Module, names: Iterable[str]) -> Keywords:
     """Values of those of the named attributes that a denoiser or its class has."""
     owners = [vars(denoiser), *map(vars, _own_classes(type(denoiser)))]
     found = {}
@@ -84,7 +86,7 @@ class Watch:
         marks: names of attributes that plugins declare (:attr:`AdapterTraits.sets`).
     """
 
-    def __init__(self, pipe: Any, denoisers: Mapping[str, nn.Module], marks: Iterable[str]) -> None:
+    def __init__(self, pipe: Pipeline, denoisers: Mapping[str, nn.Module], marks: Iterable[str]) -> None:
         self._pipe, self._denoisers, self._marks = pipe, denoisers, sorted(marks)
         self._facts = self._read()
         self._prepare()
@@ -175,7 +177,7 @@ def _own_classes(kind: type) -> list[type]:
     return [*kind.__mro__[: last + 1]]
 
 
-def _forward_of(own: Mapping[str, Any]) -> Any:
+def _forward_of(own: KeywordsView) -> Any:
     """The function set as a module's ``forward``, beneath accelerate's, which is exchanged in every generation."""
     return own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
 

@@ -12,12 +12,14 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 import torch
+
+from ..types import KeywordsView, Pipeline, Scheduler
 
 NOT_SET_HERE = "the pipeline does not set them in its own __call__"
 _SETTERS = ("set_timesteps", "retrieve_timesteps")
@@ -36,7 +38,7 @@ class TimestepLines:
     arguments: tuple[str, ...]
 
 
-def set_as_called(pipe: Any, scheduler: Any, call_arguments: Mapping[str, Any]) -> str | None:
+def set_as_called(pipe: Pipeline, scheduler: Scheduler, call_arguments: KeywordsView) -> str | None:
     """Set a scheduler's timesteps as a call of the pipeline would.
 
     Args:
@@ -70,7 +72,7 @@ def set_as_called(pipe: Any, scheduler: Any, call_arguments: Mapping[str, Any]) 
 class _Standin:
     """A pipeline that lends its attributes and its scheduler's copy, so that the real one is not written to."""
 
-    def __init__(self, pipe: Any, scheduler: Any) -> None:
+    def __init__(self, pipe: Pipeline, scheduler: Scheduler) -> None:
         self._pipe = pipe
         self.scheduler = scheduler
         self._execution_device = torch.device("cpu")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..pairs.preset import PairPreset, PublishedDenoiser
+from ..types import Keywords
 
 _UNTESTED = "Boundaries: those of the paper for Wan 2.1 text-to-video; untested on this pair."
 
@@ -12,7 +11,7 @@ _SD3_SOURCE = (
     "the configs of both models, VAE and scheduler as copied in Tenstorrent's loader of "
     "Comfy-Org/stable-diffusion-3.5-fp8; the originals are gated"
 )
-_SD3: dict[str, Any] = {
+_SD3: Keywords = {
     "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
@@ -70,7 +69,7 @@ SD_3_5 = PairPreset(
 )
 
 _COSMOS_SOURCE = "github.com/huggingface/diffusers, scripts/convert_cosmos_to_diffusers.py"
-_COSMOS: dict[str, Any] = {
+_COSMOS: Keywords = {
     "in_channels": 16,
     "out_channels": 16,
     "attention_head_dim": 128,
@@ -112,7 +111,7 @@ COSMOS_PREDICT2_T2I = PairPreset(
     example_prompts=("A close-up of a yellow scrubber working on a grimy plate.",),
 )
 
-_KANDINSKY: dict[str, Any] = {
+_KANDINSKY: Keywords = {
     "in_visual_dim": 16,
     "out_visual_dim": 16,
     "in_text_dim": 3584,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..pairs.preset import PairPreset, PublishedDenoiser
+from ..types import Keywords
 
 _UNTESTED = "Boundaries: those of the paper for Wan 2.1 text-to-video, a transformer; untested on UNets."
 _UNET = "UNet2DConditionModel"
 
-_SDXL: dict[str, Any] = {
+_SDXL: Keywords = {
     "sample_size": 128,
     "in_channels": 4,
     "out_channels": 4,
@@ -90,7 +89,7 @@ SDXL_VEGA = PairPreset(
     example_prompts=("A cinematic portrait of an old fisherman.",),
 )
 
-_SD1: dict[str, Any] = {
+_SD1: Keywords = {
     "sample_size": 64,
     "in_channels": 4,
     "out_channels": 4,

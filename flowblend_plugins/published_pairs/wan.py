@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..pairs.preset import PairPreset, PublishedDenoiser
+from ..types import Keywords
 
 _CONVERSION = "github.com/huggingface/diffusers, scripts/convert_wan_to_diffusers.py"
 _SKYREELS_CONVERSION = "github.com/huggingface/diffusers, scripts/convert_skyreelsv2_to_diffusers.py"
@@ -14,7 +13,7 @@ _ONE_VAE = (
 )
 _UNTESTED = "Boundaries: those of the paper for Wan 2.1 text-to-video; untested on this pair."
 
-_COMMON: dict[str, Any] = {
+_COMMON: Keywords = {
     "added_kv_proj_dim": None,
     "attention_head_dim": 128,
     "cross_attn_norm": True,
@@ -26,8 +25,8 @@ _COMMON: dict[str, Any] = {
     "qk_norm": "rms_norm_across_heads",
     "text_dim": 4096,
 }
-_SIZE_14B: dict[str, Any] = _COMMON | {"ffn_dim": 13824, "num_attention_heads": 40, "num_layers": 40}
-_SIZE_1_3B: dict[str, Any] = _COMMON | {"ffn_dim": 8960, "num_attention_heads": 12, "num_layers": 30}
+_SIZE_14B: Keywords = _COMMON | {"ffn_dim": 13824, "num_attention_heads": 40, "num_layers": 40}
+_SIZE_1_3B: Keywords = _COMMON | {"ffn_dim": 8960, "num_attention_heads": 12, "num_layers": 30}
 _OF_IMAGE = {"in_channels": 36, "image_dim": 1280, "inject_sample_info": False}
 
 _T2V_14B = PublishedDenoiser(

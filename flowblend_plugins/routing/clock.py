@@ -8,13 +8,14 @@ list. ``None`` before the first step is not 0: video-to-video starts inside the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ClockError
 from ..pipelines.source import read_source
+from ..types import KeywordsView, Pipeline, Scheduler
 
 
 class Clock:
@@ -25,7 +26,7 @@ class Clock:
         scheduler: a copy of its scheduler to read instead, for a plan; ``None`` for the pipeline's own of the moment.
     """
 
-    def __init__(self, pipeline: Any, scheduler: Any = None) -> None:
+    def __init__(self, pipeline: Pipeline, scheduler: Scheduler | None = None) -> None:
         self._pipeline = pipeline
         self._copy = scheduler
         self._leaves_out_last = read_source(pipeline).leaves_out_last_timestep
@@ -69,7 +70,7 @@ class Clock:
         self._held = None
         self._timesteps_tensor = None
 
-    def read(self, context: Mapping[str, Any] | None, timestep: Any) -> int:
+    def read(self, context: KeywordsView | None, timestep: Any) -> int:
         """Index of the current call in the scheduler's full list of timesteps.
 
         Args:
@@ -132,7 +133,7 @@ def _as_float(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _sigmas(scheduler: Any, sigmas: Any, timesteps: Sequence[float]) -> list[float] | None:
+def _sigmas(scheduler: Scheduler, sigmas: Any, timesteps: Sequence[float]) -> list[float] | None:
     """Noise level of each timestep; for DDPM-style schedulers sqrt((1 - a) / a) of the cumulative product of alphas."""
     if sigmas is not None and len(sigmas) >= len(timesteps):
         return [float(s) for s in (sigmas.tolist() if isinstance(sigmas, torch.Tensor) else sigmas)]

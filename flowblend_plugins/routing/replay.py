@@ -30,14 +30,15 @@ from ..contract.adapter import Adapter
 from ..errors import RoutingError
 from ..step import StepContext
 from ..trace.generation import Outcome
+from ..types import Args, Output
 
 
 class RecordedCall(NamedTuple):
     """One denoiser call: where it stood, a checksum of its inputs, what it gave, and what it did for that."""
 
     step: StepContext
-    inputs: tuple[Any, ...]
-    output: Any
+    inputs: Args
+    output: Output
     outcome: Outcome
     skipped: frozenset[str]
 
@@ -58,7 +59,7 @@ class Recording:
     adapters: tuple[Adapter, ...]
     denoisers: Mapping[str, nn.Module]
     letters: tuple[str, ...] = ()
-    sampler: tuple[Any, ...] = ()
+    sampler: Args = ()
     is_complete: bool = False
     calls: list[RecordedCall] = field(default_factory=list)
     num_replayed: int = 0
@@ -113,7 +114,7 @@ class Tape:
             )
         self._has_begun = True
 
-    def begin(self, letters: tuple[str, ...], sampler: tuple[Any, ...]) -> None:
+    def begin(self, letters: tuple[str, ...], sampler: Args) -> None:
         """The first call of the generation: which recording helps, and how far.
 
         Raises:
@@ -130,7 +131,7 @@ class Tape:
             if until > self._until:
                 self._source, self._until = source.calls, until
 
-    def answer(self, step: StepContext, inputs: tuple[Any, ...]) -> RecordedCall | None:
+    def answer(self, step: StepContext, inputs: Args) -> RecordedCall | None:
         """Recorded answer to this very call; ``None`` if it must be computed.
 
         Raises:
@@ -155,7 +156,7 @@ class Tape:
         self.recording.calls.append(call)
 
 
-def copied(output: Any) -> Any:
+def copied(output: Output) -> Any:
     """A denoiser's output, to be kept or given away without its other holder noticing."""
     return copy.deepcopy(output)
 

@@ -23,7 +23,9 @@ from ..pipelines.stand_in import stand_in
 from ..schedule import Assignment, StageSchedule
 from ..step import StepContext
 from ..trace.generation import CallRecord
+from ..trace.reporter import CallReporter
 from ..trace.trace import Trace
+from ..types import Args, Denoiser, Keywords, KeywordsView, Pipeline
 from .clock import Clock
 from .replay import RecordedCall, Tape, checksum, copied
 
@@ -48,7 +50,7 @@ class ModelRouter:
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: Pipeline,
         denoisers: Mapping[str, nn.Module],
         hosts: tuple[nn.Module, ...],
         schedule: StageSchedule,
@@ -58,11 +60,11 @@ class ModelRouter:
     ) -> None:
         if reentry not in REENTRY_POLICIES:
             raise RoutingError(f"reentry={reentry!r}: expected one of {', '.join(map(repr, REENTRY_POLICIES))}.")
-        self.denoisers = dict(denoisers)
+        self.denoisers: dict[str, nn.Module] = dict(denoisers)
         self.schedule = schedule
         self.reentry = reentry
         self.trace = trace
-        self.reporter = trace.reporter
+        self.reporter: CallReporter = trace.reporter
         self.tape: Tape | None = None
         self._pipeline = pipeline
         self._hosts = hosts
@@ -152,7 +154,7 @@ class ModelRouter:
 
     # -- one call ------------------------------------------------------------------------------------------------
 
-    def call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Any:
         """Answer one denoiser call of the pipeline."""
         if self._routed_thread is None or self._routed_thread != threading.get_ident():
             return self._base_class[id(host)].__call__(host, *args, **kwargs)
@@ -175,7 +177,7 @@ class ModelRouter:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
 
-    def _ask(self, step: StepContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _ask(self, step: StepContext, args: Args, kwargs: Keywords) -> Any:
         """Let a ``flowblend_answer`` hook answer, and where none does, the denoiser that was chosen."""
         call = DenoiserCall(step, args, kwargs, functools.partial(self._run, step.denoiser))
         begun = self.reporter.begin_answer(step)
@@ -185,7 +187,7 @@ class ModelRouter:
         self.reporter.end_answer(begun, step, args, kwargs, call.is_predicted)
         return output
 
-    def _run(self, chosen: str, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, chosen: str, step: StepContext, args: Args, kwargs: KeywordsView) -> Any:
         """One forward that a ``flowblend_answer`` hook asks for, in a cache context of its own where there is one."""
         letter = step.denoiser
         if letter not in self.denoisers:
@@ -208,7 +210,7 @@ class ModelRouter:
         return output
 
     def _call_on_tape(
-        self, tape: Tape, decision: _Decision, started: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, tape: Tape, decision: _Decision, started: Any, args: Args, kwargs: Keywords
     ) -> tuple[Any, CallRecord]:
         step, denoiser, call = decision
         if not tape.recording.calls:
@@ -229,7 +231,7 @@ class ModelRouter:
             tape.keep(RecordedCall(step, inputs, copied(output), record.outcome, record.skipped))
         return output, record
 
-    def cache_context(self, host: nn.Module, name: str, kwargs: dict[str, Any]) -> Any:
+    def cache_context(self, host: nn.Module, name: str, kwargs: Keywords) -> Any:
         """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
         if not self.is_routing:
             return self._base_class[id(host)].cache_context(host, name, **kwargs)
@@ -243,7 +245,7 @@ class ModelRouter:
         for letter in self.denoisers:
             self._reset(letter, recurse)
 
-    def _decide(self, context: Mapping[str, Any] | None, branch: str | None, timestep: Any) -> _Decision:
+    def _decide(self, context: KeywordsView | None, branch: str | None, timestep: Any) -> _Decision:
         clock = self._clock
         if clock.refresh():
             self._assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
@@ -321,7 +323,7 @@ class _RoutedContext:
 
     __slots__ = ("_inner", "_kwargs", "_name", "_router")
 
-    def __init__(self, router: ModelRouter, name: str, kwargs: dict[str, Any]) -> None:
+    def __init__(self, router: ModelRouter, name: str, kwargs: Keywords) -> None:
         self._router, self._name, self._kwargs = router, name, kwargs
 
     def __enter__(self) -> Any:
@@ -338,7 +340,7 @@ class _RoutedContext:
         return self._inner.__exit__(*exc)
 
 
-def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: Mapping[str, Any]) -> Any:
+def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: KeywordsView) -> Any:
     """A cache context on a denoiser, with its position where the pipeline has not ``given`` it."""
     context = getattr(base, "cache_context", None)
     if context is None:
@@ -368,7 +370,7 @@ def _routed_class(base: type, router: ModelRouter) -> type:
             "Call disable() first, or use save_pretrained()."
         )
 
-    namespace: dict[str, Any] = {
+    namespace: Keywords = {
         "__new__": __new__,
         "__call__": __call__,
         "__reduce_ex__": __reduce_ex__,
@@ -379,6 +381,6 @@ def _routed_class(base: type, router: ModelRouter) -> type:
     return stand_in(base, namespace)
 
 
-def router_of(denoiser: Any) -> ModelRouter | None:
+def router_of(denoiser: Denoiser) -> ModelRouter | None:
     """The router that a denoiser is a host of, if any."""
     return getattr(type(denoiser), "_flowblend_router", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from unittest import SkipTest
@@ -20,6 +20,7 @@ from ..errors import AdapterError
 from ..manager import adapters_by_name, make_plugin_manager
 from ..step import StepContext
 from ..trace.trace import Trace
+from ..types import Args, Keywords, KeywordsView, Output, Pipeline
 from .snapshot import PipelineSnapshot, snapshot_of_denoiser
 from .tiny_pipelines import generate, prompts_in_a_batch, tiny_wan_denoiser, tiny_wan_pipeline
 
@@ -29,8 +30,8 @@ class SeenCall:
     """One denoiser call: where it stood, what it was given, and what it gave (of the adapter, or computed)."""
 
     step: StepContext
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Keywords
     output: torch.Tensor
 
 
@@ -40,7 +41,7 @@ def seen_calls(blend: Blend, letter: str) -> Iterator[list[SeenCall]]:
     calls: list[SeenCall] = []
     trace: Trace = blend.trace
 
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def see(module: nn.Module, args: Args, kwargs: Keywords, output: Output) -> None:
         assert trace.step is not None
         calls.append(SeenCall(trace.step, args, kwargs, output[0].clone()))
 
@@ -67,17 +68,17 @@ class AdapterContract:
     spec: ClassVar[str]
     never_spec: ClassVar[str | None] = None
     wrong_specs: ClassVar[Sequence[str]]
-    call: ClassVar[Mapping[str, Any]] = {}
+    call: ClassVar[KeywordsView] = {}
     plugins: ClassVar[Sequence[Any]] = ()
     round_trip: ClassVar[str] = "L:4,S:2,L:4"
     make_pipeline: Callable[[], Any] = staticmethod(tiny_wan_pipeline)
     make_small: Callable[[], Any] = staticmethod(tiny_wan_denoiser)
 
-    def by_hand(self, pipe: Any) -> torch.Tensor:
+    def by_hand(self, pipe: Pipeline) -> torch.Tensor:
         """Latents of the technique put on a fresh pipeline without FlowBlending, for the same ``call``."""
         raise NotImplementedError(f"{type(self).__name__} must say how {self.spec} is done by hand")
 
-    def enabled(self, pipe: Any, schedule: str) -> Blend:
+    def enabled(self, pipe: Pipeline, schedule: str) -> Blend:
         return enable(pipe, self.make_small(), schedule, adapters=[self.spec], plugins=self.plugins)
 
     def expect_nothing_left(self, differences: list[str]) -> None:
@@ -136,14 +137,14 @@ class AdapterContract:
             latents: list[torch.Tensor] = []
 
             def keep(
-                pipe: Any, step: int, timestep: Any, tensors: dict[str, Any], kept: list[torch.Tensor] = latents
-            ) -> dict[str, Any]:
+                pipe: Pipeline, step: int, timestep: Any, tensors: Keywords, kept: list[torch.Tensor] = latents
+            ) -> Keywords:
                 kept.append(tensors["latents"].clone())
                 return tensors
 
             def force(
-                pipe: Any, step: int, timestep: Any, tensors: dict[str, Any], kept: list[torch.Tensor] = latents
-            ) -> dict[str, Any]:
+                pipe: Pipeline, step: int, timestep: Any, tensors: Keywords, kept: list[torch.Tensor] = latents
+            ) -> Keywords:
                 return {**tensors, "latents": kept[step].clone()}
 
             with self.enabled(pipe, "LLL") as blend:
@@ -185,7 +186,7 @@ class AdapterContract:
         generate(pipe, **self.call)
         snapshot = PipelineSnapshot.of(pipe)
 
-        def interrupt(pipeline: Any, step_index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def interrupt(pipeline: Pipeline, step_index: int, timestep: Any, tensors: Keywords) -> Keywords:
             raise KeyboardInterrupt
 
         with self.enabled(pipe, "LSL"):

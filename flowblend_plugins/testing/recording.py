@@ -7,15 +7,16 @@ from typing import Any
 from torch import nn
 
 from ..contract.markers import hookimpl
+from ..types import Keywords, Pipeline
 
 
 class RecordingPlugin:
     """A plugin that changes nothing and keeps every hook call: ``calls`` is a list of (hook name, arguments)."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, Keywords]] = []
 
-    def of(self, hook: str) -> list[dict[str, Any]]:
+    def of(self, hook: str) -> list[Keywords]:
         """The arguments of every call of one hook, in order."""
         return [arguments for name, arguments in self.calls if name == hook]
 
@@ -36,11 +37,11 @@ class RecordingPlugin:
         self.calls.append(("flowblend_register_commands", {"app": app}))
 
     @hookimpl
-    def flowblend_adopt(self, pipeline: Any) -> None:
+    def flowblend_adopt(self, pipeline: Pipeline) -> None:
         self.calls.append(("flowblend_adopt", {"pipeline": pipeline}))
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         self.calls.append(
             ("flowblend_configure_generation", {"pipeline": pipeline, "call_arguments": dict(call_arguments)})
         )
@@ -63,6 +64,6 @@ class RecordingPlugin:
         self.calls.append(("flowblend_denoiser_called", arguments))
 
     @hookimpl
-    def flowblend_generation_finished(self, pipeline: Any, trace: Any, error: BaseException | None) -> None:
+    def flowblend_generation_finished(self, pipeline: Pipeline, trace: Any, error: BaseException | None) -> None:
         arguments = {"pipeline": pipeline, "trace": trace, "error": error}
         self.calls.append(("flowblend_generation_finished", arguments))

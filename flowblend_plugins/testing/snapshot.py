@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from ..types import JsonObject, JsonView, Keywords, Pipeline
 
-def describe_module(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+
+def describe_module(module: nn.Module, name: str) -> tuple[Keywords, dict[str, torch.Tensor]]:
     """Attributes, class and hooks of every module under ``module``, and a copy of its parameters and buffers."""
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     for path, part in module.named_modules(prefix=name):
         own = {k for k in vars(part) if k not in ("_parameters", "_buffers", "_modules")}
         facts[f"{path} attributes"] = own | {("forward", id(part.__dict__.get("forward")))}
@@ -25,12 +26,12 @@ def describe_module(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[
 class PipelineSnapshot:
     """Snapshot of a pipeline, taken before ``enable()`` and compared after ``disable()``."""
 
-    facts: Mapping[str, Any]
+    facts: JsonView
     tensors: Mapping[str, torch.Tensor]
 
     @classmethod
-    def of(cls, pipe: Any) -> PipelineSnapshot:
-        facts: dict[str, Any] = {"class": type(pipe), "config": dict(pipe.config)}
+    def of(cls, pipe: Pipeline) -> PipelineSnapshot:
+        facts: JsonObject = {"class": type(pipe), "config": dict(pipe.config)}
         for name, value in vars(pipe).items():
             if isinstance(value, torch.Tensor):
                 continue
@@ -47,7 +48,7 @@ class PipelineSnapshot:
                 facts[f"{name} config"] = dict(component.config)
         return cls(facts, tensors)
 
-    def differences(self, pipe: Any) -> list[str]:
+    def differences(self, pipe: Pipeline) -> list[str]:
         """Differences of the pipeline from the snapshot, in words; empty if there are none."""
         return self.differences_to(PipelineSnapshot.of(pipe))
 

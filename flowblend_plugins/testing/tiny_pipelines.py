@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..types import Keywords, Pipeline
+
 _NUM_PROMPTS: ContextVar[int] = ContextVar("num_prompts", default=1)
 
 
@@ -116,7 +118,7 @@ def prompts_in_a_batch(num_prompts: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def generate(pipe: Any, num_inference_steps: int | None = 10, seed: int = 0, **overrides: Any) -> torch.Tensor:
+def generate(pipe: Pipeline, num_inference_steps: int | None = 10, seed: int = 0, **overrides: Any) -> torch.Tensor:
     """Latents of one generation on a tiny pipeline: 32x32 pixels, 9 frames, guidance on, fixed random text.
 
     Args:
@@ -129,7 +131,7 @@ def generate(pipe: Any, num_inference_steps: int | None = 10, seed: int = 0, **o
     width = config.get("text_dim") or config["caption_channels"]
     num = _NUM_PROMPTS.get()
     text = torch.Generator().manual_seed(1234)
-    arguments: dict[str, Any] = {
+    arguments: Keywords = {
         "prompt_embeds": torch.randn(num, 8, width, generator=text),
         "negative_prompt_embeds": torch.randn(num, 8, width, generator=text),
         "height": 32,

@@ -11,7 +11,7 @@ A multiply-add counts as 2. ``docs/flops.md`` says how the published figures are
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import FlopCountError
+from ..types import Args, JsonView, Keywords, KeywordsView
 
 _LINEAR_OPERATORS = frozenset({"aten.mm", "aten.addmm", "aten._scaled_mm"})
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
@@ -40,8 +41,8 @@ class OpaqueInput(NamedTuple):
 class CallInputs(NamedTuple):
     """Inputs of one denoiser call with every tensor replaced by its :class:`TensorInput`."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Keywords
 
 
 class ForwardFlops(NamedTuple):
@@ -58,7 +59,7 @@ class ForwardFlops(NamedTuple):
     total: int
 
 
-def describe_inputs(args: Iterable[Any], kwargs: Mapping[str, Any]) -> CallInputs:
+def describe_inputs(args: Iterable[Any], kwargs: KeywordsView) -> CallInputs:
     """Describe a call's inputs for a later count (once a denoiser call, so it must be cheap)."""
     return CallInputs(
         tuple([_describe(value) for value in args]) if args else (),
@@ -91,7 +92,7 @@ class FlopCounter:
         config: what ``denoiser_class.from_config`` takes.
     """
 
-    def __init__(self, denoiser_class: Any, config: Mapping[str, Any]) -> None:
+    def __init__(self, denoiser_class: Any, config: JsonView) -> None:
         self._class = denoiser_class
         self._config = dict(config)
         self._config_key = repr(sorted(self._config.items()))
@@ -111,7 +112,7 @@ class FlopCounter:
 
 
 def count_forward(
-    denoiser_class: Any, config: Mapping[str, Any], inputs: CallInputs, skipped: frozenset[str] = frozenset()
+    denoiser_class: Any, config: JsonView, inputs: CallInputs, skipped: frozenset[str] = frozenset()
 ) -> ForwardFlops:
     """FLOPs of one forward of a diffusers model of this class and config, but for modules that a cache left out.
 

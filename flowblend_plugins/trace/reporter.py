@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from ..step import StepContext
+from ..types import Args, KeywordsView
 from .flops import CallInputs, describe_inputs
 from .generation import CallRecord, Generation, Outcome
 
@@ -51,7 +51,7 @@ class CallReporter:
         """
         self._outcome, self._skipped = outcome, skipped
 
-    def report_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def report_inputs(self, args: Args, kwargs: KeywordsView) -> None:
         """Say on which inputs the call in progress is computed, where not on those it was given.
 
         Its FLOPs are then counted from these; what the large denoiser would have cost still from those given.
@@ -76,7 +76,7 @@ class CallReporter:
         self.step = step
         return time.perf_counter() if self._events is None else self._event()
 
-    def record(self, step: StepContext, started: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallRecord:
+    def record(self, step: StepContext, started: Any, args: Args, kwargs: KeywordsView) -> CallRecord:
         if self._events is None:
             time_ms = (time.perf_counter() - started) * 1e3
         else:  # resolved at the end: waiting for the device here would slow what is measured
@@ -93,7 +93,7 @@ class CallReporter:
         return Answering(len(self.generations[-1].calls), self.start(step))
 
     def end_answer(
-        self, begun: Answering, step: StepContext, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_predicted: bool
+        self, begun: Answering, step: StepContext, args: Args, kwargs: KeywordsView, is_predicted: bool
     ) -> None:
         """A hook has answered: of the forwards it made the last one is the answer, and the others are extra."""
         calls = self.generations[-1].calls

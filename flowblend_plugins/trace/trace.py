@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
 from ..errors import FlopCountError, FlowBlendError
 from ..schedule import StageSchedule
 from ..step import StepContext
+from ..types import JsonObject
 from .flops import FlopCounter
 from .generation import Generation, GenerationFlops
 from .reporter import CallReporter
@@ -28,10 +28,10 @@ class Trace:
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], schedule: StageSchedule) -> None:
-        self.denoisers = dict(denoisers)
+        self.denoisers: dict[str, nn.Module] = dict(denoisers)
         self.schedule = schedule
-        self.reporter = CallReporter()
-        self.generations = self.reporter.generations
+        self.reporter: CallReporter = CallReporter()
+        self.generations: list[Generation] = self.reporter.generations
         self._flop_counters = {letter: FlopCounter.of(module) for letter, module in self.denoisers.items()}
 
     @property
@@ -82,7 +82,7 @@ class Trace:
             flops = str(error)
         return summarize(chosen, self.schedule.text, flops)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """All of it as JSON takes it: the schedule, the denoisers' classes, and every generation with its FLOPs."""
         return {
             "schedule": self.schedule.text,
@@ -118,14 +118,14 @@ class Trace:
                 + (f"Ask for 0 to {held - 1}, or -1 for the last." if held else "Call the pipeline first.")
             ) from None
 
-    def _json_flops(self, index: int) -> dict[str, Any]:
+    def _json_flops(self, index: int) -> JsonObject:
         try:
             return self.flops(index)._asdict()
         except FlopCountError as error:
             return {"error": str(error)}
 
 
-def _json_step(step: StepContext) -> dict[str, Any]:
+def _json_step(step: StepContext) -> JsonObject:
     position = {key: value for key, value in step._asdict().items() if key != "generation"}
     for key in ("sigma", "timestep"):  # zero terminal SNR has an infinite sigma, which JSON has not
         value = position[key]

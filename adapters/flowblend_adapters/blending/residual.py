@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flowblend_plugins.types import Args, Keywords, Output
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,8 +20,8 @@ class LargeCall(NamedTuple):
     """A call that another denoiser than the small one answered, with inputs and output of its own."""
 
     step: StepContext
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Keywords
     velocity: torch.Tensor
 
 
@@ -60,7 +62,7 @@ class Residuals:
             self._large, self._known, self._generation = {}, {}, step.generation
         self._last_index = step.step_index
 
-    def keep_large(self, call: DenoiserCall, output: Any) -> None:
+    def keep_large(self, call: DenoiserCall, output: Output) -> None:
         """Keep a large call, to be compared with the small denoiser if that is called next."""
         branch = call.step.branch
         own = LargeCall(call.step, _owned(call.args), dict(_owned(call.kwargs)), velocity_of(output).clone())
@@ -85,12 +87,12 @@ class Residuals:
         return Known(large.step, large.velocity - small, small)
 
 
-def velocity_of(output: Any) -> torch.Tensor:
+def velocity_of(output: Output) -> torch.Tensor:
     """The tensor of a denoiser's output, which is a tuple or has ``sample``."""
     return output[0] if isinstance(output, tuple) else output.sample
 
 
-def with_velocity(output: Any, velocity: torch.Tensor) -> Any:
+def with_velocity(output: Output, velocity: torch.Tensor) -> Any:
     """An output like this one with another tensor."""
     if isinstance(output, tuple):
         return (velocity, *output[1:])

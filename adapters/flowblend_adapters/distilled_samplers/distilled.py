@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from ..step_reduction.attached_solver import AttachedSolver
 from ..step_reduction.sampler_slot import sampler_in_place
@@ -84,7 +85,7 @@ class Distilled(Adapter):
     def _solver(self, sampler: str, sigmas: tuple[float, ...] | None, flow_shift: float | None) -> Solver:
         return SAMPLERS[sampler](num_inference_steps=self.num_inference_steps, sigmas=sigmas, flow_shift=flow_shift)
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         takes = [name for name, sampler in SAMPLERS.items() if not list(sampler._sampler_obstacles(pipe))]
         for found, _ in self._solver(self.sampler or "euler", self.sigmas, self.flow_shift).obstacles(pipe):
             options = " or ".join(f'sampler="{name}"' for name in takes)
@@ -124,7 +125,7 @@ class Distilled(Adapter):
                     f"asked for {self.num_inference_steps}. Ask for {sampling['num_inference_steps']}."
                 )
         keys = ("sigmas", "sampler")
-        first: dict[str, Any] = {key: stated[0][1].get(key) if stated else None for key in keys}
+        first: Keywords = {key: stated[0][1].get(key) if stated else None for key in keys}
         for source, sampling in stated[1:]:
             for key in keys:
                 if sampling.get(key) != first[key]:
@@ -149,7 +150,7 @@ class AttachedDistilled(AttachedSolver):
     """Few-step sampling at work: its number of steps and its guidance in every call."""
 
     def __init__(
-        self, adapter: Distilled, weights: Mapping[str, DistilledWeights], target: AttachTarget, scheduler: Any
+        self, adapter: Distilled, weights: Mapping[str, DistilledWeights], target: AttachTarget, scheduler: Scheduler
     ) -> None:
         super().__init__(adapter.name, adapter.num_inference_steps, scheduler)
         self._adapter = adapter
@@ -157,7 +158,7 @@ class AttachedDistilled(AttachedSolver):
         self._target = target
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         super().flowblend_configure_generation(pipeline, call_arguments)
         set_guidance(self._adapter.name, pipeline, call_arguments, self._adapter.guidance_scale)
         for of_one in self._weights.values():

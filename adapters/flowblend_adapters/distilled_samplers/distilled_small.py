@@ -12,12 +12,13 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided
 from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.step import StepContext
+from flowblend_plugins.types import Keywords, KeywordsView, Pipeline
 
 from ..step_reduction.attached_solver import AttachedSolver
 from ..step_reduction.flow_euler import FlowEuler
@@ -77,7 +78,7 @@ class DistilledSmall(Adapter):
         """Steps of every generation, as many as ``sigmas``; ``None`` leaves them to the call."""
         return None if self.sigmas is None else len(self.sigmas)
 
-    def _solver(self, pipe: Any) -> Solver | None:
+    def _solver(self, pipe: Pipeline) -> Solver | None:
         """The sampler at ``sigmas``: of the pipeline's own class where that takes them, else Euler's."""
         if self.sigmas is None:
             return None
@@ -85,7 +86,7 @@ class DistilledSmall(Adapter):
         kinds = {kind.scheduler_class().__name__: kind for kind in (UniPC, FlowEuler)}
         return kinds.get(own, FlowEuler)(sigmas=self.sigmas)
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         solver = self._solver(pipe)
         if solver is not None:
             yield from ((found, "Leave sigmas out.") for found, _ in solver.obstacles(pipe))
@@ -127,7 +128,7 @@ class AttachedDistilledSmall:
         self.unguided = UnguidedDenoiser(target.denoisers["S"], target.trace)
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         for of_one in self._weights.values():
             of_one.check_in_use(self._target, self._name)
         if self._sampling is not None:
@@ -162,7 +163,7 @@ class AttachedDistilledSmall:
         if self._sampling is not None and hasattr(scheduler, "model_outputs"):
             forget_solver_history(scheduler)
 
-    def _check_guidance_can_be_off(self, pipeline: Any) -> None:
+    def _check_guidance_can_be_off(self, pipeline: Pipeline) -> None:
         obstacle = guidance_obstacle(pipeline)
         if obstacle is not None:
             raise StackError(
@@ -176,7 +177,7 @@ class AttachedDistilledSmall:
                 "off. Compile its blocks instead: small.compile_repeated_blocks()."
             )
 
-    def _note_other_levels(self, call_arguments: Mapping[str, Any]) -> None:
+    def _note_other_levels(self, call_arguments: KeywordsView) -> None:
         """Tell how to sample at the noise levels that the weights were distilled at, if they name them."""
         few = [of_one.file.sampling.get("sigmas") for of_one in self._weights.values()]
         if not few or not few[0]:

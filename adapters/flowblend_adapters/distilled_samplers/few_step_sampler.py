@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flowblend_plugins.types import Keywords, Scheduler
+
 from ..step_reduction.attached_solver import AttachedSolver, StochasticSolver
 from ..step_reduction.flow_euler import FlowEuler
 from ..step_reduction.own_scheduler import take_noise_from_call
@@ -27,15 +29,15 @@ class FlowLCM(Solver):
 
         return FlowMatchLCMScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}
 
-    def build(self, scheduler: Any) -> Any:
+    def build(self, scheduler: Scheduler) -> Any:
         new = super().build(scheduler)
         take_noise_from_call(new)
         return new
 
-    def attached(self, scheduler: Any) -> AttachedSolver:
+    def attached(self, scheduler: Scheduler) -> AttachedSolver:
         return StochasticSolver(self.name, self.num_inference_steps, scheduler)
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import StackError
 from flowblend_plugins.pipelines.source import read_source
+from flowblend_plugins.types import Args, Denoiser, Keywords, KeywordsView, Pipeline
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from flowblend_plugins.trace.reporter import CallReporter
 
 
-def guidance_argument(pipe: Any) -> str | None:
+def guidance_argument(pipe: Pipeline) -> str | None:
     """The argument of a pipeline call that guides without a classifier; ``None`` where it has none."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     return next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
 
 
-def set_guidance(name: str, pipe: Any, call_arguments: dict[str, Any], scale: float) -> None:
+def set_guidance(name: str, pipe: Pipeline, call_arguments: Keywords, scale: float) -> None:
     """Give a call the guidance scale that adapter ``name`` needs.
 
     Raises:
@@ -39,7 +39,7 @@ def set_guidance(name: str, pipe: Any, call_arguments: dict[str, Any], scale: fl
     call_arguments[argument] = scale
 
 
-def guidance_obstacle(pipe: Any) -> str | None:
+def guidance_obstacle(pipe: Pipeline) -> str | None:
     """Reason that guidance cannot be turned off for one denoiser alone; ``None`` where it can."""
     source = read_source(pipe)
     order = source.branches
@@ -59,7 +59,7 @@ class UnguidedDenoiser:
         trace: of the blend; says which branch a call is.
     """
 
-    def __init__(self, denoiser: Any, trace: CallReporter) -> None:
+    def __init__(self, denoiser: Denoiser, trace: CallReporter) -> None:
         self._denoiser = denoiser
         self._trace = trace
         self._cond: tuple[int, Any] | None = None
@@ -89,7 +89,7 @@ class UnguidedDenoiser:
         self._ours = self._beneath = self._cond = None
         self.num_spared = 0
 
-    def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _answer(self, forward: Any, args: Args, kwargs: KeywordsView) -> Any:
         step = self._trace.step
         if step is None:
             return forward(*args, **kwargs)
@@ -103,7 +103,7 @@ class UnguidedDenoiser:
         self._cond = (step.step_index, output) if step.branch == "cond" else None
         return output
 
-    def _answer_batch(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _answer_batch(self, forward: Any, args: Args, kwargs: KeywordsView) -> Any:
         """The second, conditional half of a batch alone, given for both."""
         import torch
 

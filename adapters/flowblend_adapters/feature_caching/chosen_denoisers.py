@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import AttachTarget, StackError
+from flowblend_plugins.types import Denoiser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,7 @@ def choose_denoisers(name: str, letters: str | None, target: AttachTarget) -> Ma
     return chosen
 
 
-def has_cache_dit(denoiser: Any) -> bool:
+def has_cache_dit(denoiser: Denoiser | None) -> bool:
     """Whether the user has enabled cache-dit on this denoiser; does not import it."""
     manager = getattr(denoiser, "__dict__", {}).get("_context_manager")
     return type(manager).__module__.partition(".")[0] == "cache_dit"

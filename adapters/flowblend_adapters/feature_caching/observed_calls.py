@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flowblend_plugins.types import Denoiser, Output
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -54,7 +56,7 @@ def probe_beneath(module: nn.Module) -> Iterator[Probe]:
 
 @contextlib.contextmanager
 def observed_calls(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     probes: Sequence[Probe],
     trace: CallReporter,
     skipped_outcome: Outcome | Callable[[], Outcome],
@@ -78,7 +80,7 @@ def observed_calls(
         if trace.step is not None:
             before_call(trace.step)
 
-    def finish(module: nn.Module, args: Any, output: Any) -> None:
+    def finish(module: nn.Module, args: Any, output: Output) -> None:
         if trace.step is not None and not all(probe.has_run for probe in probes):
             outcome = skipped_outcome() if callable(skipped_outcome) else skipped_outcome
             trace.report_outcome(outcome, skipped_names())

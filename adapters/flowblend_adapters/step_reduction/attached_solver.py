@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flowblend_plugins import StackError, hookimpl
 from flowblend_plugins.step import StepContext
+from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from .solver_history import forget_solver_history
 
@@ -19,13 +18,13 @@ class AttachedSolver:
         scheduler: the sampler that was put into the pipeline.
     """
 
-    def __init__(self, name: str, num_inference_steps: int | None, scheduler: Any) -> None:
+    def __init__(self, name: str, num_inference_steps: int | None, scheduler: Scheduler) -> None:
         self._name = name
         self._num_inference_steps = num_inference_steps
         self._scheduler = scheduler
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         if self._num_inference_steps is None:
             return
         asked = call_arguments.get("num_inference_steps", self._num_inference_steps)
@@ -52,7 +51,7 @@ class StochasticSolver(AttachedSolver):
     """Draws the sampler's noise from the generator of the call, so that a seed gives the same video again."""
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         super().flowblend_configure_generation(pipeline, call_arguments)
         self._scheduler.call_generator = call_arguments.get("generator")
 

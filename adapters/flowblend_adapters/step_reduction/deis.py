@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords, Scheduler
+
 from .multistep_solver import MultistepSolver, flow_settings
 from .noise_schedule import is_flow
 from .own_scheduler import finish_flow, step_ends_as_euler
@@ -24,11 +26,11 @@ class DEIS(MultistepSolver):
 
         return DEISMultistepScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         own = {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"}
         return own | flow_settings(is_flow, flow_shift)
 
-    def build(self, scheduler: Any) -> Any:
+    def build(self, scheduler: Scheduler) -> Any:
         new = super().build(scheduler)
         if is_flow(new):
             finish_flow(new)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords
+
 from .multistep_solver import MultistepSolver, flow_settings
 
 
@@ -22,6 +24,6 @@ class DPMpp2M(MultistepSolver):
 
         return DPMSolverMultistepScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         own = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
         return own | flow_settings(is_flow, flow_shift)

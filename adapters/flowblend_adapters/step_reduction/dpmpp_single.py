@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords
+
 from .multistep_solver import MultistepSolver, flow_settings
 
 
@@ -27,8 +29,8 @@ class DPMppSingle(MultistepSolver):
 
         return DPMSolverSinglestepScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
-        own: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
+        own: Keywords = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
         # With a final sigma of 0 diffusers sets this itself, and warns.
         own["lower_order_final"] = True
         return own | flow_settings(is_flow, flow_shift)

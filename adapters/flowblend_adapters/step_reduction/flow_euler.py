@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords
+
 from .solver import Solver
 
 
@@ -21,5 +23,5 @@ class FlowEuler(Solver):
 
         return FlowMatchEulerDiscreteScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords
+
 from .solver import Solver
 
 
@@ -24,7 +26,7 @@ class FlowHeun(Solver):
 
         return FlowMatchHeunDiscreteScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}
 
     def count_timesteps(self, num_inference_steps: int) -> int:

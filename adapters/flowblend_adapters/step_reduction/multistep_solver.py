@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from flowblend_plugins import Adapter
 from flowblend_plugins.pipelines.source import read_source
+from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from .attached_solver import AttachedSolver, ForgettingSolver
 from .solver import Solver
@@ -24,18 +24,18 @@ class MultistepSolver(Solver):
 
     reset_solver_history_at_switch: bool = False
 
-    def obstacles(self, pipe: Any, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
         yield from super().obstacles(pipe, registered)
         if self.reset_solver_history_at_switch and read_source(pipe).copies_scheduler:
             found = f"{type(pipe).__name__} steps a copy of its sampler too, whose history would not be forgotten"
             yield found, "Leave reset_solver_history_at_switch out."
 
-    def attached(self, scheduler: Any) -> AttachedSolver:
+    def attached(self, scheduler: Scheduler) -> AttachedSolver:
         kind = ForgettingSolver if self.reset_solver_history_at_switch else AttachedSolver
         return kind(self.name, self.num_inference_steps, scheduler)
 
 
-def flow_settings(is_flow: bool, flow_shift: float) -> dict[str, Any]:
+def flow_settings(is_flow: bool, flow_shift: float) -> Keywords:
     """Settings that tell diffusers' multistep schedulers of flow matching; they were made for diffusion."""
     if not is_flow:
         return {}

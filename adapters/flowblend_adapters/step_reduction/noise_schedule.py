@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from flowblend_plugins.types import Keywords, Scheduler
+
 # What a scheduler config says of the noise schedule that the denoiser is sampled on, with the value that says nothing.
 # A sampler that takes no such argument would ignore it in silence.
 _NEUTRAL = {
@@ -47,12 +49,12 @@ _OF_ONE_CLASS = frozenset(
 )
 
 
-def is_flow(scheduler: Any) -> bool:
+def is_flow(scheduler: Scheduler) -> bool:
     """Flow-matching samplers either say so, or know no variance schedule (betas) at all."""
     return bool(scheduler.config.get("use_flow_sigmas")) or "beta_start" not in scheduler.config
 
 
-def flow_shift_of(scheduler: Any) -> float:
+def flow_shift_of(scheduler: Scheduler) -> float:
     """The shift of its sigmas, under the name that this scheduler has for it."""
     if "flow_shift" in inspect.signature(type(scheduler).__init__).parameters:
         return scheduler.config.flow_shift
@@ -61,7 +63,7 @@ def flow_shift_of(scheduler: Any) -> float:
     return 1.0
 
 
-def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
+def inherited_config(scheduler: Scheduler, new_class: Any) -> Keywords:
     """Part of a scheduler's config that a scheduler of ``new_class`` is built with."""
     takes = inspect.signature(new_class.__init__).parameters
     same_class = type(scheduler).__name__ == new_class.__name__
@@ -74,7 +76,7 @@ def inherited_config(scheduler: Any, new_class: Any) -> dict[str, Any]:
     return kept | {"_use_default_values": [key for key in left_at_default if key not in _TRAINED_ON]}
 
 
-def lost_noise_schedule(scheduler: Any, new_class: Any) -> list[str]:
+def lost_noise_schedule(scheduler: Scheduler, new_class: Any) -> list[str]:
     """Settings of a scheduler's noise schedule that ``new_class`` does not have, as ``"name=value"``."""
     has, config = inspect.signature(new_class.__init__).parameters, scheduler.config
     unknown = {field: neutral for field, neutral in _NEUTRAL.items() if field not in has}

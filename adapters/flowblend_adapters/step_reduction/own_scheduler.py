@@ -10,10 +10,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flowblend_plugins.types import Scheduler
+
 from .solver_history import forget_solver_history
 
 
-def pin_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
+def pin_sigmas(scheduler: Scheduler, sigmas: Sequence[float]) -> None:
     """Let ``scheduler.set_timesteps`` give these noise levels, whatever a pipeline hands it.
 
     Args:
@@ -32,7 +34,7 @@ def pin_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
     give(scheduler, set_timesteps=set_timesteps, ignores_pipeline=True)
 
 
-def finish_flow(scheduler: Any) -> None:
+def finish_flow(scheduler: Scheduler) -> None:
     """Let a flow-matching scheduler end at the noise level of the last training timestep.
 
     diffusers' DEIS and SASolver repeat their last sigma in place of a final one: with flow sigmas their last step has
@@ -49,7 +51,7 @@ def finish_flow(scheduler: Any) -> None:
     give(scheduler, set_timesteps=set_timesteps)
 
 
-def step_ends_as_euler(scheduler: Any) -> None:
+def step_ends_as_euler(scheduler: Scheduler) -> None:
     """Let a flow-matching scheduler take steps from noise level 1 and to 0 as the Euler method, without history.
 
     DEIS works in sigma / (1 - sigma), which is infinite at the one end and has no logarithm at the other. A step of its
@@ -58,10 +60,10 @@ def step_ends_as_euler(scheduler: Any) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+    def step(self: Scheduler, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         if self.step_index is None:
             self._init_step_index(timestep)
-        index: int = self.step_index
+        index: Any = self.step_index
         sigma, following = self.sigmas[index], self.sigmas[index + 1]
         if sigma < 1.0 and following > 0.0:
             return base.step(self, model_output, timestep, sample, return_dict=return_dict)
@@ -75,7 +77,7 @@ def step_ends_as_euler(scheduler: Any) -> None:
     give(scheduler, step=step)
 
 
-def take_noise_from_call(scheduler: Any) -> None:
+def take_noise_from_call(scheduler: Scheduler) -> None:
     """Let a stochastic scheduler draw from ``scheduler.call_generator`` where a pipeline hands its ``step`` none."""
     base: Any = type(scheduler)
 
@@ -89,7 +91,7 @@ def take_noise_from_call(scheduler: Any) -> None:
     scheduler.call_generator = None
 
 
-def watch_steps(scheduler: Any, see: Callable[[Any], None]) -> None:
+def watch_steps(scheduler: Scheduler, see: Callable[[Any], None]) -> None:
     """Show every output that a pipeline hands to ``scheduler.step``: what its denoiser gave, after guidance."""
     base: Any = type(scheduler)
 
@@ -101,7 +103,7 @@ def watch_steps(scheduler: Any, see: Callable[[Any], None]) -> None:
     give(scheduler, step=step)
 
 
-def give(scheduler: Any, **methods: Any) -> None:
+def give(scheduler: Scheduler, **methods: Any) -> None:
     """Put methods and class attributes over those of one scheduler's class."""
     base = type(scheduler)
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}

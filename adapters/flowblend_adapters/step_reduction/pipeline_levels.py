@@ -13,6 +13,7 @@ import functools
 from typing import Any, NamedTuple
 
 from flowblend_plugins import StackError
+from flowblend_plugins.types import Scheduler
 
 from .own_scheduler import give
 from .solver_history import forget_solver_history
@@ -30,7 +31,7 @@ class StartedTokens(NamedTuple):
     solver: Any
 
 
-def sample_at_levels_of(scheduler: Any, levels: Any, highest: float = 1.0) -> None:
+def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0) -> None:
     """Let a multistep scheduler step between the noise levels that another one sets.
 
     Args:
@@ -90,7 +91,9 @@ def sample_at_levels_of(scheduler: Any, levels: Any, highest: float = 1.0) -> No
     scheduler.started_tokens = []
 
 
-def _step_tokens(base: Any, scheduler: Any, velocity: Any, timestep: Any, sample: Any, per_token_timesteps: Any) -> Any:
+def _step_tokens(
+    base: Any, scheduler: Scheduler, velocity: Any, timestep: Any, sample: Any, per_token_timesteps: Any
+) -> Any:
     """One step in which every token has the history of the steps since it was first denoised.
 
     Tokens that are still at their condition's own noise level do not move: the pipeline keeps what they were.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords, Scheduler
+
 from .attached_solver import AttachedSolver, ForgettingStochasticSolver, StochasticSolver
 from .multistep_solver import MultistepSolver, flow_settings
 from .noise_schedule import is_flow
@@ -27,16 +29,16 @@ class SASolver(MultistepSolver):
 
         return SASolverScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"algorithm_type": "data_prediction"} | flow_settings(is_flow, flow_shift)
 
-    def build(self, scheduler: Any) -> Any:
+    def build(self, scheduler: Scheduler) -> Any:
         new = super().build(scheduler)
         if is_flow(new):
             finish_flow(new)
         take_noise_from_call(new)
         return new
 
-    def attached(self, scheduler: Any) -> AttachedSolver:
+    def attached(self, scheduler: Scheduler) -> AttachedSolver:
         kind = ForgettingStochasticSolver if self.reset_solver_history_at_switch else StochasticSolver
         return kind(self.name, self.num_inference_steps, scheduler)

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from flowblend_plugins.types import Pipeline
+
 
 @contextlib.contextmanager
-def sampler_in_place(pipe: Any, sampler: Any) -> Iterator[None]:
+def sampler_in_place(pipe: Pipeline, sampler: Any) -> Iterator[None]:
     """``sampler`` as the pipeline's scheduler, from entering until leaving; one that the user sets meanwhile stays."""
     scheduler, entry = pipe.scheduler, pipe.config["scheduler"]
     # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.

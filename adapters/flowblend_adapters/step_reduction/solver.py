@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
 from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.pipelines.source import read_source
+from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
@@ -89,7 +90,7 @@ class Solver(Adapter):
         """The diffusers scheduler that is this solver."""
         raise NotImplementedError
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         """Settings of the new scheduler's config beyond the old one's.
 
         Args:
@@ -98,7 +99,7 @@ class Solver(Adapter):
         """
         raise NotImplementedError
 
-    def build(self, scheduler: Any) -> Any:
+    def build(self, scheduler: Scheduler) -> Any:
         """The scheduler that takes the place of ``scheduler``."""
         sigmas = self.chosen_sigmas
         own_shift = flow_shift_of(scheduler) if self.flow_shift is None else self.flow_shift
@@ -114,7 +115,7 @@ class Solver(Adapter):
             pin_sigmas(new, sigmas)
         return new
 
-    def build_for(self, pipe: Any) -> Any:
+    def build_for(self, pipe: Pipeline) -> Any:
         """The scheduler that takes the place of the pipeline's own, at the noise levels that the pipeline sets."""
         new = self.build(pipe.scheduler)
         if self._steps_between_levels(pipe):
@@ -146,11 +147,11 @@ class Solver(Adapter):
         with sampler_in_place(pipe, self.build_for(pipe)):
             yield self.attached(pipe.scheduler)
 
-    def attached(self, scheduler: Any) -> AttachedSolver:
+    def attached(self, scheduler: Scheduler) -> AttachedSolver:
         """Plugin that takes part in the blend while this solver is on."""
         return AttachedSolver(self.name, self.num_inference_steps, scheduler)
 
-    def obstacles(self, pipe: Any, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline, registered: Iterable[type[Adapter]] = ()) -> Iterable[tuple[str, str]]:
         solvers = [one for one in solvers_among(registered) if not list(one._sampler_obstacles(pipe))]
         remedy = f"Solvers that {type(pipe).__name__} takes: {_named(solvers)}." if solvers else "Leave it out."
         for found in self._sampler_obstacles(pipe):
@@ -163,7 +164,7 @@ class Solver(Adapter):
             yield from self._sigma_obstacles(pipe, [solver for solver in solvers if solver._takes_sigmas()])
 
     @classmethod
-    def _steps_between_levels(cls, pipe: Any) -> bool:
+    def _steps_between_levels(cls, pipe: Pipeline) -> bool:
         """Whether the pipeline hands its sampler what this class does not take, and this solver can do without."""
         takes = inspect.signature(cls.scheduler_class().set_timesteps).parameters
         handed = read_source(pipe).timestep_arguments
@@ -172,7 +173,7 @@ class Solver(Adapter):
         return cls.highest_level is not None and bool(left)
 
     @classmethod
-    def _sampler_obstacles(cls, pipe: Any) -> Iterator[str]:
+    def _sampler_obstacles(cls, pipe: Pipeline) -> Iterator[str]:
         new, old, name, source = cls.scheduler_class(), pipe.scheduler, type(pipe).__name__, read_source(pipe)
         follows = cls._steps_between_levels(pipe)
         takes = inspect.signature((old if follows else new).set_timesteps).parameters
@@ -197,7 +198,7 @@ class Solver(Adapter):
         if (follows or "prediction_type" not in inspect.signature(new.__init__).parameters) and not is_flow(old):
             yield f"{new.__name__} is for flow-matching denoisers, and this one is sampled by {type(old).__name__}"
 
-    def _shift_obstacles(self, pipe: Any, flow_shift: float) -> Iterator[tuple[str, str]]:
+    def _shift_obstacles(self, pipe: Pipeline, flow_shift: float) -> Iterator[tuple[str, str]]:
         scheduler = pipe.scheduler
         if not is_flow(scheduler):
             yield f"flow_shift={flow_shift:g}, but this denoiser is no flow-matching one", "Leave it out."
@@ -218,7 +219,7 @@ class Solver(Adapter):
                 "Leave it out.",
             )
 
-    def _sigma_obstacles(self, pipe: Any, solvers: list[type[Solver]]) -> Iterator[tuple[str, str]]:
+    def _sigma_obstacles(self, pipe: Pipeline, solvers: list[type[Solver]]) -> Iterator[tuple[str, str]]:
         option = "sigmas" if self.sigmas is not None else "timesteps"
         if not is_flow(pipe.scheduler):
             yield (
@@ -251,7 +252,7 @@ def solvers_among(adapters: Iterable[type[Adapter]]) -> list[type[Solver]]:
     return sorted((one for one in adapters if issubclass(one, Solver)), key=lambda solver: solver.name)
 
 
-def _moved_by(scheduler: Any) -> str:
+def _moved_by(scheduler: Scheduler) -> str:
     """Settings that move a scheduler's sigmas away from the given timesteps, as ``"name=value"``; empty if nothing."""
     config, shift = scheduler.config, flow_shift_of(scheduler)
     moving = [f"shift={shift:g}"] if shift != 1.0 else []
@@ -262,5 +263,5 @@ def _named(solvers: list[type[Solver]]) -> str:
     return ", ".join(repr(solver.name) for solver in solvers)
 
 
-def _call_parameters(pipe: Any) -> Any:
+def _call_parameters(pipe: Pipeline) -> Any:
     return inspect.signature(type(pipe).__call__).parameters

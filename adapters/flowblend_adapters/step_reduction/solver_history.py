@@ -6,10 +6,10 @@ another denoiser enters, the function jumps: in the words of diffrax, the vector
 
 from __future__ import annotations
 
-from typing import Any
+from flowblend_plugins.types import Scheduler
 
 
-def forget_solver_history(scheduler: Any) -> None:
+def forget_solver_history(scheduler: Scheduler) -> None:
     """Let a diffusers multistep scheduler go on from the current sample as at its first step, at first order."""
     scheduler.model_outputs = [None] * len(scheduler.model_outputs)
     if hasattr(scheduler, "timestep_list"):

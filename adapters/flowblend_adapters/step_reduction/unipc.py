@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from flowblend_plugins.types import Keywords
+
 from .multistep_solver import MultistepSolver, flow_settings
 
 
@@ -24,5 +26,5 @@ class UniPC(MultistepSolver):
 
         return UniPCMultistepScheduler
 
-    def settings(self, is_flow: bool, flow_shift: float) -> dict[str, Any]:
+    def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return flow_settings(is_flow, flow_shift)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from flowblend_plugins.contract.traits import refusals_audited
 from flowblend_plugins.errors import RoutingError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 from flowblend_plugins.routing.replay import Recording
+from flowblend_plugins.types import Pipeline
 
 from ..results.cells import CellSpec, Stack
 from .prompts import PromptSet
@@ -32,15 +33,6 @@ from .prompts import PromptSet
 Videos = NDArray[np.float32]
 CallArguments = dict[str, Any]
 """Keyword arguments of a pipeline call, by name."""
-
-
-class BenchPipeline(Protocol):
-    """A diffusers pipeline, as far as the matrix knows it: it is called, and says which sampler it has."""
-
-    @property
-    def scheduler(self) -> Any: ...
-    def set_progress_bar_config(self, *, disable: bool) -> None: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Timed(NamedTuple):
@@ -80,7 +72,7 @@ class Bench:
         tick: told what begins, before every generation.
     """
 
-    load: Callable[[], tuple[BenchPipeline, nn.Module]]
+    load: Callable[[], tuple[Pipeline, nn.Module]]
     prompts: PromptSet
     call: CallArguments
     seed: int = 0

@@ -15,8 +15,9 @@ from flowblend_plugins.manager import FlowblendPluginManager
 from flowblend_plugins.pairs.loading import load_denoiser
 from flowblend_plugins.pairs.open import open_pair
 from flowblend_plugins.pipelines.components import denoiser_slot
+from flowblend_plugins.types import Pipeline
 
-from .bench import Bench, BenchPipeline
+from .bench import Bench
 from .prompts import PromptSet, own_prompts
 
 FIRST_PROMPT = 256
@@ -33,11 +34,11 @@ class PairChoice(NamedTuple):
     small: str | None = None
 
 
-def pair_loader(manager: FlowblendPluginManager, chosen: PairChoice) -> Callable[[], tuple[BenchPipeline, nn.Module]]:
+def pair_loader(manager: FlowblendPluginManager, chosen: PairChoice) -> Callable[[], tuple[Pipeline, nn.Module]]:
     """A function that loads the pipeline and the small denoiser, anew at every call."""
     preset = find_preset(manager, chosen.pair, chosen.large)
 
-    def load() -> tuple[BenchPipeline, nn.Module]:
+    def load() -> tuple[Pipeline, nn.Module]:
         opened = open_pair(preset, chosen.large, chosen.small)
         return opened.pipeline, load_denoiser(opened.small, opened.pipeline, denoiser_slot(opened.pipeline))
 

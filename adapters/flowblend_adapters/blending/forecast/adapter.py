@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Output, Pipeline
 
 from ..residual import SMALL, noise_level, velocity_of, with_velocity
 from .moments import BATCHED_BRANCHES, Place, VelocityMoments, guides_in_one_batch
@@ -82,7 +83,7 @@ class Forecast(Adapter):
     def _measured(self) -> VelocityMoments | None:
         return None if self.moments is None else VelocityMoments.read(self.moments)
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         if self._measured is None:
             return
         denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
@@ -103,7 +104,7 @@ class _Said(NamedTuple):
     """One remembered output of the large denoiser, whose tensor is a copy."""
 
     step: StepContext
-    output: Any
+    output: Output
 
     @property
     def velocity(self) -> torch.Tensor:
@@ -151,7 +152,7 @@ class _Forecasting:
 class FittedForecasting(_Forecasting):
     """Combines the velocities of all guidance branches. More than two large steps of each gained nothing."""
 
-    def __init__(self, options: Forecast, moments: VelocityMoments, pipe: Any) -> None:
+    def __init__(self, options: Forecast, moments: VelocityMoments, pipe: Pipeline) -> None:
         super().__init__(options)
         self._moments, self._pipe = moments, pipe
         self._weights: dict[tuple[Place, ...], list[float]] = {}

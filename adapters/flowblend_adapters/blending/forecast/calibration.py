@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch import nn
 
 from flowblend_plugins import StackError, Trace, enable
 from flowblend_plugins.files.measurement import config_facts
+from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from ..residual import velocity_of
 from .moments import BATCHED_BRANCHES, Place, VelocityMoments, guides_in_one_batch
 
 
-def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> VelocityMoments:
+def calibrate_forecast(pipe: Pipeline, *, calls: Sequence[KeywordsView]) -> VelocityMoments:
     """Measure the moments on generations of the large denoiser alone; the pipeline is afterwards what it was.
 
     A generation is kept in memory while it runs: a velocity for each of its steps and guidance branches, on the CPU.
@@ -35,7 +36,7 @@ def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> Velo
     places: list[Place] = []
     total: torch.Tensor | None = None
     with enable(pipe, None, "LLL") as blend:
-        denoiser: Any = blend.denoisers["L"]
+        denoiser: Denoiser = blend.denoisers["L"]
         for call in calls:
             with _watched(pipe, denoiser, blend.trace) as velocities:
                 pipe(**call)
@@ -69,11 +70,11 @@ def calibrate_forecast(pipe: Any, *, calls: Sequence[Mapping[str, Any]]) -> Velo
 
 
 @contextlib.contextmanager
-def _watched(pipe: Any, denoiser: nn.Module, trace: Trace) -> Iterator[dict[Place, torch.Tensor]]:
+def _watched(pipe: Pipeline, denoiser: Denoiser, trace: Trace) -> Iterator[dict[Place, torch.Tensor]]:
     """The velocity at every place, flat; filled while the pipeline runs."""
     seen: dict[Place, torch.Tensor] = {}
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
+    def note(module: nn.Module, args: Any, output: Output) -> None:
         if (step := trace.step) is None:  # not a call of the generation
             return
         if step.timestep is None:

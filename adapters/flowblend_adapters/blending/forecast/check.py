@@ -12,12 +12,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flowblend_plugins import StackError, enable, hookimpl
+from flowblend_plugins.types import KeywordsView, Pipeline
 
 from ..residual import SMALL
 from .adapter import FittedForecasting, Forecast
@@ -32,7 +33,7 @@ MOST_DB = 99.0
 Noises = list[tuple[Any, Any]]
 
 
-def check_forecast(pipe: Any, moments: VelocityMoments, *, calls: Sequence[Mapping[str, Any]]) -> VelocityMoments:
+def check_forecast(pipe: Pipeline, moments: VelocityMoments, *, calls: Sequence[KeywordsView]) -> VelocityMoments:
     """Run large-only and three planned stacks for each call; the moments with what was measured.
 
     Args:
@@ -85,7 +86,7 @@ def _some(front: Sequence[PlannedStack]) -> list[PlannedStack]:
 class _Watched(FittedForecasting):
     """Forecasts every step but the large ones, notes the sampler as the pipeline set it, and when each step began."""
 
-    def __init__(self, pipe: Any, moments: VelocityMoments, large_steps: Sequence[int] | None) -> None:
+    def __init__(self, pipe: Pipeline, moments: VelocityMoments, large_steps: Sequence[int] | None) -> None:
         super().__init__(Forecast(recall_every=0), moments, pipe)
         self._pipe, self._large_steps = pipe, large_steps
         self._began: dict[int, float] = {}
@@ -125,7 +126,7 @@ class Made:
 
 
 def run_placed(
-    pipe: Any, moments: VelocityMoments, large_steps: Sequence[int] | None, call: Mapping[str, Any], noise: Noises
+    pipe: Pipeline, moments: VelocityMoments, large_steps: Sequence[int] | None, call: KeywordsView, noise: Noises
 ) -> Made:
     watched = _Watched(pipe, moments, large_steps)
     for generator, state in noise:

@@ -9,15 +9,16 @@ kriging where the points are places. A velocity between two calibrated timesteps
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
+from flowblend_plugins.types import Denoiser, JsonObject, JsonView, Pipeline
 
 from .own_sampling import OwnSampling
 
@@ -36,7 +37,7 @@ class Place(NamedTuple):
     timestep: float
 
 
-def guides_in_one_batch(pipe: Any) -> bool:
+def guides_in_one_batch(pipe: Pipeline) -> bool:
     """Whether a pipeline that does not name its branches puts both in one call; asked while it generates."""
     return getattr(pipe, "unet", None) is not None and bool(getattr(pipe, "do_classifier_free_guidance", False))
 
@@ -58,7 +59,7 @@ class VelocityMoments:
     """
 
     class_name: str
-    config: Mapping[str, Any]
+    config: JsonView
     guidance_scale: float | None
     prompts: tuple[str, ...]
     branches: tuple[str | None, ...]
@@ -95,11 +96,11 @@ class VelocityMoments:
         row[start + number - above] = 1.0 - share
         return row
 
-    def differences(self, denoiser: Any) -> list[str]:
+    def differences(self, denoiser: Denoiser | None) -> list[str]:
         """Differences of the measured denoiser from this one, in words."""
         return denoiser_differences(self.class_name, self.config, denoiser)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that :meth:`read` reads; the moments as a lower triangle, to seven digits."""
         triangle = self.moments[np.tril_indices(len(self.moments))]
         own = {} if self.own_sampling is None else {"own_sampling": self.own_sampling.to_json()}
@@ -126,7 +127,7 @@ class VelocityMoments:
         return _FILE.read(path, "moments")
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> VelocityMoments:
+    def from_json(cls, data: JsonView) -> VelocityMoments:
         branches, timesteps = tuple(data["branches"]), tuple(float(one) for one in data["timesteps"])
         scale = data["guidance_scale"]
         return cls(

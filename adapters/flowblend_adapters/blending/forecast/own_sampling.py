@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from flowblend_plugins.types import JsonObject, JsonView, KeywordsView
 
 from .sampler import Sampler
 
@@ -26,14 +26,14 @@ class OwnSampling:
     psnr_offset_db: float
     large_step_ms: float
     forecast_step_ms: float
-    checked: tuple[Mapping[str, Any], ...] = ()
+    checked: tuple[KeywordsView, ...] = ()
 
     def time_fraction(self, num_large: int, num_steps: int) -> float:
         """Share of large-only's time for ``num_large`` large steps of ``num_steps``, the others forecast."""
         own = num_large * self.large_step_ms + (num_steps - num_large) * self.forecast_step_ms
         return own / (self.sampler.num_steps * self.large_step_ms)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that :meth:`from_json` reads."""
         return {
             "sampler": self.sampler.to_json(),
@@ -44,7 +44,7 @@ class OwnSampling:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> OwnSampling:
+    def from_json(cls, data: JsonView) -> OwnSampling:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the data are none."""
         return cls(
             sampler=Sampler.from_json(data["sampler"]),

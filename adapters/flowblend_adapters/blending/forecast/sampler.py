@@ -8,15 +8,14 @@ through unit vectors, so that no solver's formula is written down a second time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowblend_plugins import StackError
 from flowblend_plugins.files.measurement import config_facts, denoiser_differences
+from flowblend_plugins.types import JsonObject, JsonView, Scheduler
 
 Array = NDArray[np.float64]
 
@@ -34,7 +33,7 @@ class Sampler:
     """
 
     class_name: str
-    config: Mapping[str, Any]
+    config: JsonView
     timesteps: Array
     alphas: Array
     sigmas: Array
@@ -45,7 +44,7 @@ class Sampler:
         return len(self.timesteps)
 
     @classmethod
-    def of(cls, scheduler: Any) -> Sampler:
+    def of(cls, scheduler: Scheduler) -> Sampler:
         """Read off a diffusers scheduler whose timesteps are set; it is left as it was.
 
         Raises:
@@ -79,17 +78,17 @@ class Sampler:
             weights=weights,
         )
 
-    def differences(self, scheduler: Any) -> list[str]:
+    def differences(self, scheduler: Scheduler) -> list[str]:
         """Differences of this sampler from a diffusers scheduler, in words."""
         return denoiser_differences(self.class_name, self.config, scheduler)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that :meth:`from_json` reads."""
         numbers = {name: getattr(self, name).tolist() for name in ("timesteps", "alphas", "sigmas", "weights")}
         return {"class": self.class_name, "config": dict(self.config), **numbers}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Sampler:
+    def from_json(cls, data: JsonView) -> Sampler:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the data are none of a sampler."""
         numbers = {name: np.asarray(data[name], np.float64) for name in ("timesteps", "alphas", "sigmas", "weights")}
         if len({one.shape for one in numbers.values()}) != 1 or numbers["timesteps"].ndim != 1:
@@ -97,7 +96,7 @@ class Sampler:
         return cls(class_name=str(data["class"]), config=dict(data["config"]), **numbers)
 
 
-def _weights(scheduler: Any, scale: float = 1.0) -> Array | None:
+def _weights(scheduler: Scheduler, scale: float = 1.0) -> Array | None:
     """Weight of each denoiser output in the final sample ``[N]``; ``None`` where the scheduler takes none such."""
     import torch
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_plugins import PairError, StackError
+from flowblend_plugins.types import Denoiser, Keywords, KeywordsView
 
 from .weights_file import WeightsFile, tensor_names
 
 
-def read_checkpoint(file: WeightsFile, letter: str, denoisers: Mapping[str, Any]) -> dict[str, Any]:
+def read_checkpoint(file: WeightsFile, letter: str, denoisers: Mapping[str, Denoiser]) -> Keywords:
     """Tensors of a distilled denoiser, by the names that denoiser ``letter`` has for them.
 
     Raises:
@@ -35,7 +36,7 @@ def read_checkpoint(file: WeightsFile, letter: str, denoisers: Mapping[str, Any]
 
 
 @contextlib.contextmanager
-def checkpoint_on(tensors: Mapping[str, Any], denoiser: Any) -> Iterator[None]:
+def checkpoint_on(tensors: KeywordsView, denoiser: Denoiser) -> Iterator[None]:
     """The tensors in the place of the denoiser's own, from entering until leaving."""
     own = {name: tensor for name, tensor in _own_tensors(denoiser).items() if name in tensors}
     before = {name: tensor.data for name, tensor in own.items()}
@@ -54,17 +55,17 @@ def checkpoint_on(tensors: Mapping[str, Any], denoiser: Any) -> Iterator[None]:
         )
 
 
-def _merged_loras(denoiser: Any) -> list[Any]:
+def _merged_loras(denoiser: Denoiser) -> list[Any]:
     return [module.merged_adapters[:] for module in denoiser.modules() if hasattr(module, "merged_adapters")]
 
 
-def _own_tensors(denoiser: Any) -> dict[str, Any]:
+def _own_tensors(denoiser: Denoiser) -> Keywords:
     """Weights and saved buffers by the names they have without LoRAs, and without what LoRAs add."""
     saved = denoiser.state_dict(keep_vars=True)
     return {name.replace(".base_layer.", "."): tensor for name, tensor in saved.items() if ".lora_" not in name}
 
 
-def _from_single_file(file: WeightsFile, path: Path, letter: str, denoisers: Mapping[str, Any]) -> dict[str, Any]:
+def _from_single_file(file: WeightsFile, path: Path, letter: str, denoisers: Mapping[str, Denoiser]) -> Keywords:
     from flowblend_plugins.pairs.single_file import SingleFile
 
     kind, own = _plain_class(denoisers[letter]), _own_tensors(denoisers[letter])
@@ -86,7 +87,7 @@ def _from_single_file(file: WeightsFile, path: Path, letter: str, denoisers: Map
         ) from error
 
 
-def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
+def _from_model_folder(file: WeightsFile, denoiser: Denoiser) -> Keywords:
     from flowblend_plugins.pairs.stored import find_denoiser
     from flowblend_plugins.pairs.stored_file import StoredFile
 
@@ -110,7 +111,7 @@ def _from_model_folder(file: WeightsFile, denoiser: Any) -> dict[str, Any]:
 
 
 def _check_checkpoint_fits(
-    source: str, shapes: Mapping[str, tuple[int, ...]], letter: str, denoisers: Mapping[str, Any]
+    source: str, shapes: Mapping[str, tuple[int, ...]], letter: str, denoisers: Mapping[str, Denoiser]
 ) -> None:
     wrong = _misfit(shapes, denoisers[letter])
     if wrong is None:
@@ -125,7 +126,7 @@ def _check_checkpoint_fits(
     raise StackError(f"{source!r} is not of the size of denoiser {letter} ({kind}): {wrong}. {remedy}")
 
 
-def _misfit(shapes: Mapping[str, tuple[int, ...]], denoiser: Any) -> str | None:
+def _misfit(shapes: Mapping[str, tuple[int, ...]], denoiser: Denoiser) -> str | None:
     """The first difference from the denoiser's own tensors, in words; ``None`` where there is none."""
     own = _own_tensors(denoiser)
     for name, tensor in own.items():
@@ -137,7 +138,7 @@ def _misfit(shapes: Mapping[str, tuple[int, ...]], denoiser: Any) -> str | None:
     return f"{further[0]} is not in the denoiser" if further else None
 
 
-def _refuse_quantised(source: str, letter: str, denoiser: Any) -> None:
+def _refuse_quantised(source: str, letter: str, denoiser: Denoiser) -> None:
     """Weights that are no plain tensors keep their values elsewhere, so that other data would not reach them."""
     import torch
 
@@ -152,7 +153,7 @@ def _refuse_quantised(source: str, letter: str, denoiser: Any) -> None:
             )
 
 
-def _plain_class(denoiser: Any) -> Any:
+def _plain_class(denoiser: Denoiser) -> Any:
     """The denoiser's class as diffusers exports it, whatever was put over it."""
     import diffusers
 

@@ -6,13 +6,17 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowblend_plugins import AttachTarget, StackError
+from flowblend_plugins.types import Denoiser, Keywords
 
 from .checkpoint import checkpoint_on, read_checkpoint
 from .lora import Lora, check_lora_fits, is_lora_active, lora_on, read_lora, require_peft
 from .weights_file import WeightsFile, find_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 AS_LOADED = "as_loaded"
 SIDES = {"L": "large", "S": "small"}
@@ -32,7 +36,7 @@ class DistilledWeights:
     letter: str
     file: WeightsFile
     lora: Lora | None
-    tensors: dict[str, Any] | None
+    tensors: Keywords | None
 
     def put_on(self, target: AttachTarget, scale: float) -> contextlib.AbstractContextManager[None]:
         denoiser = target.denoisers[self.letter]
@@ -154,12 +158,12 @@ def _fusing_refused(owner: Any) -> Iterator[None]:
             vars(owner).pop(name, None)
 
 
-def _refuse_streamed(name: str, letter: str, denoiser: Any) -> None:
+def _refuse_streamed(name: str, letter: str, denoiser: Denoiser) -> None:
     """Group and sequential offloading keep copies of each weight, which would not learn of others."""
     from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
     sequential = any(hasattr(module, "_hf_hook") for key, module in denoiser.named_modules() if key)
-    if sequential or _is_group_offload_enabled(denoiser):
+    if sequential or _is_group_offload_enabled(cast("nn.Module", denoiser)):
         how = "sequential" if sequential else "group"
         raise StackError(
             f"{name!r}: denoiser {letter} is under {how} offloading, which holds on to the weights it was given. Use "

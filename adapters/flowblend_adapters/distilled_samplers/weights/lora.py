@@ -14,6 +14,7 @@ from typing import Any
 
 from flowblend_plugins import StackError
 from flowblend_plugins.extras import how_to_install
+from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 LORA_NAME = "flowblend_distilled"
 _PREFIX = "transformer."
@@ -33,8 +34,8 @@ class Lora:
     """
 
     source: str
-    tensors: dict[str, Any]
-    metadata: dict[str, Any] | None
+    tensors: Keywords
+    metadata: Keywords | None
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -55,7 +56,7 @@ def require_peft() -> None:
         raise StackError(f"a LoRA needs the package peft, which is not installed. {how_to_install('peft')}")
 
 
-def read_lora(pipe: Any, source: str, path: Path) -> Lora:
+def read_lora(pipe: Pipeline, source: str, path: Path) -> Lora:
     """Read a LoRA in any format that the loader of this pipeline's class converts.
 
     Raises:
@@ -74,7 +75,7 @@ def read_lora(pipe: Any, source: str, path: Path) -> Lora:
     return Lora(source, dict(tensors), metadata)
 
 
-def check_lora_fits(lora: Lora, letter: str, denoisers: Mapping[str, Any]) -> None:
+def check_lora_fits(lora: Lora, letter: str, denoisers: Mapping[str, Denoiser]) -> None:
     """Refuse a LoRA that was made for another denoiser, naming both widths.
 
     Raises:
@@ -114,7 +115,7 @@ def check_lora_fits(lora: Lora, letter: str, denoisers: Mapping[str, Any]) -> No
     raise StackError(f"{found}. {remedy}")
 
 
-def linear_shapes(denoiser: Any) -> dict[str, tuple[int, int]]:
+def linear_shapes(denoiser: Denoiser) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every layer that a LoRA may change, by name, whatever LoRAs are on it already."""
     shapes = {}
     for name, module in denoiser.named_modules():
@@ -129,13 +130,13 @@ def linear_shapes(denoiser: Any) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _fits(layers: Mapping[str, tuple[int, int]], denoiser: Any) -> bool:
+def _fits(layers: Mapping[str, tuple[int, int]], denoiser: Denoiser) -> bool:
     there = linear_shapes(denoiser)
     return all(there.get(name) == shape for name, shape in layers.items())
 
 
 @contextlib.contextmanager
-def lora_on(lora: Lora, scale: float, letter: str, pipe: Any, denoiser: Any) -> Iterator[None]:
+def lora_on(lora: Lora, scale: float, letter: str, pipe: Pipeline, denoiser: Denoiser) -> Iterator[None]:
     """The LoRA on a denoiser, active beside those that the user has active, from entering until leaving.
 
     Raises:
@@ -180,7 +181,7 @@ def lora_on(lora: Lora, scale: float, letter: str, pipe: Any, denoiser: Any) -> 
         )
 
 
-def is_lora_active(denoiser: Any) -> bool:
+def is_lora_active(denoiser: Denoiser) -> bool:
     """Whether the LoRA that was put on is still there and in use."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -196,7 +197,7 @@ class _LayersBefore:
     What the user does to LoRAs of their own in between stays.
     """
 
-    def __init__(self, denoiser: Any) -> None:
+    def __init__(self, denoiser: Denoiser) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._denoiser = denoiser

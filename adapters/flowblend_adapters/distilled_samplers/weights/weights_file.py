@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins import StackError
+from flowblend_plugins.types import Keywords
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SAMPLING_FILE = "distilled.json"
@@ -31,7 +31,7 @@ class WeightsFile:
     source: str
     path: Path | str
     is_lora: bool
-    sampling: dict[str, Any]
+    sampling: Keywords
 
 
 def find_weights(source: str) -> WeightsFile:
@@ -149,7 +149,7 @@ def _of_hub(source: str) -> Path | None:
         raise StackError(str(error)) from error
 
 
-def _sampling_beside(path: Path) -> dict[str, Any]:
+def _sampling_beside(path: Path) -> Keywords:
     file = path.parent / SAMPLING_FILE
     if not file.is_file():
         return {}

@@ -14,10 +14,11 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Output, Pipeline
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from ..observed_calls import Probe
@@ -74,7 +75,7 @@ class CacheDit(Adapter):
             if value is not None and value < 0:
                 raise ValueError(f"{option}={value}: expected at least 0")
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         denoiser = getattr(pipe, "transformer", None)
         if denoiser is None:  # on a UNet the traits say all there is to say
             return
@@ -119,7 +120,7 @@ class _BlockList(NamedTuple):
 
 @contextlib.contextmanager
 def own_cached_blocks(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     letter: str,
     target: AttachTarget,
     steering: CacheDitSteering,
@@ -154,7 +155,7 @@ def own_cached_blocks(
                 with _without_announcements():
                     cached: Any = UnifiedBlocks(
                         block_list.blocks,
-                        transformer=denoiser,
+                        transformer=cast("nn.Module", denoiser),
                         forward_pattern=block_list.pattern,
                         check_forward_pattern=known.check_forward_pattern,
                         check_num_outputs=False,
@@ -179,7 +180,7 @@ def own_cached_blocks(
 
 
 @contextlib.contextmanager
-def _standing_in(denoiser: nn.Module, stand_ins: dict[str, nn.ModuleList], target: AttachTarget) -> Iterator[None]:
+def _standing_in(denoiser: Denoiser, stand_ins: dict[str, nn.ModuleList], target: AttachTarget) -> Iterator[None]:
     """Other lists of blocks in a denoiser's attributes while a call of the blend runs, in the same places."""
     own = {name: denoiser._modules[name] for name in stand_ins}
 
@@ -187,7 +188,7 @@ def _standing_in(denoiser: nn.Module, stand_ins: dict[str, nn.ModuleList], targe
         if target.trace.step is not None:
             module._modules.update(stand_ins)
 
-    def put_back(module: nn.Module, args: Any, output: Any) -> None:
+    def put_back(module: nn.Module, args: Any, output: Output) -> None:
         module._modules.update(own)
 
     with contextlib.ExitStack() as undo:
@@ -212,12 +213,12 @@ def _without_announcements() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def target_name(denoiser: Any) -> str:
+def target_name(denoiser: Denoiser) -> str:
     return f"the {type(denoiser).__name__}"
 
 
 def cache_dit_obstacles(
-    denoiser: Any, fn_blocks: int, bn_blocks: int, is_taken_refused: bool = False
+    denoiser: Denoiser, fn_blocks: int, bn_blocks: int, is_taken_refused: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Obstacles to DBCache on a denoiser; a cache on the large one was judged with the stack."""
     if is_taken_refused and getattr(denoiser, "is_cache_enabled", False):
@@ -245,7 +246,7 @@ def cache_dit_obstacles(
             )
 
 
-def _known_blocks(denoiser: Any) -> Any | None:
+def _known_blocks(denoiser: Denoiser) -> Any | None:
     """cache-dit's own description of a denoiser's blocks (``BlockAdapter``), read without touching the denoiser."""
     from cache_dit import BlockAdapterRegister
 

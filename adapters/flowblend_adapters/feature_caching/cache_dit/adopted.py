@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
+from flowblend_plugins.types import Denoiser, Pipeline
 
 from ..chosen_denoisers import has_cache_dit
 from ..observed_calls import Probe
@@ -16,7 +17,7 @@ from .adapter import CACHE_DIT_TRAITS, cache_dit_obstacles, own_cached_blocks
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class AdoptedCacheDit(Adapter):
         sets=frozenset({"_context_kwargs", "cache_dit"}),
     )
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         denoiser = getattr(pipe, "transformer", None)
         if denoiser is None:  # on a UNet the traits say all there is to say
             return
@@ -52,8 +53,7 @@ class AdoptedCacheDit(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[CacheDitSteering]:
         steering = CacheDitSteering(self.name, target)
-        large: Any = target.denoisers["L"]
-        settings = large._context_kwargs
+        settings = vars(target.denoisers["L"])["_context_kwargs"]
         config, calibrator_config = settings["cache_config"], settings.get("calibrator_config")
         with contextlib.ExitStack() as undo:
             for letter, denoiser in target.denoisers.items():
@@ -71,7 +71,7 @@ class AdoptedCacheDit(Adapter):
 
 
 @contextlib.contextmanager
-def _steered(denoiser: Any, letter: str, steering: CacheDitSteering) -> Iterator[None]:
+def _steered(denoiser: Denoiser, letter: str, steering: CacheDitSteering) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         probes: dict[str, Probe] = {}
         for name, blocks, config in _cached_lists(denoiser):
@@ -83,7 +83,7 @@ def _steered(denoiser: Any, letter: str, steering: CacheDitSteering) -> Iterator
         yield
 
 
-def _cached_lists(denoiser: nn.Module) -> list[tuple[str, Any, Any]]:
+def _cached_lists(denoiser: Denoiser) -> list[tuple[str, Any, Any]]:
     """The lists of blocks that cache-dit runs: name, blocks, and the config, which it keeps on them."""
     return [
         (name, child, child.__dict__["_context_kwargs"]["cache_config"])
@@ -92,7 +92,7 @@ def _cached_lists(denoiser: nn.Module) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
+def _obstacles(denoiser: Denoiser) -> Iterator[tuple[str, str]]:
     """Reason that a user's cache-dit set-up cannot be adopted."""
     if "_hf_hook" in denoiser.__dict__ and _is_cache_dits(denoiser.__dict__.get("forward")):
         yield (
@@ -113,7 +113,7 @@ def _obstacles(denoiser: Any) -> Iterator[tuple[str, str]]:
             )
 
 
-def adopt_cache_dit(pipe: Any) -> Iterator[Adapter]:
+def adopt_cache_dit(pipe: Pipeline) -> Iterator[Adapter]:
     """Adapters for the cache-dit that a pipeline brings along, if it is on."""
     if has_cache_dit(getattr(pipe, "transformer", None)):
         yield AdoptedCacheDit()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import AttachTarget, hookimpl
+from flowblend_plugins.types import Denoiser, Keywords, Output
 
 from ..observed_calls import Probe, observed_calls, probe_beneath
 
@@ -38,7 +39,7 @@ class BranchContexts:
         self._manager = manager
         self._names = tuple(names)
         self._warmup_steps = warmup_steps
-        self._found: dict[str, Any] = {}
+        self._found: Keywords = {}
         self._current: Any = None
         self._contexts: dict[tuple[str, _Branch], Any] = {}
         self._entered: StepContext | None = None
@@ -136,7 +137,7 @@ class CacheDitSteering:
     @contextlib.contextmanager
     def over(
         self,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         letter: str,
         contexts: BranchContexts,
         probes: Mapping[str, Probe],
@@ -158,7 +159,7 @@ class CacheDitSteering:
             if trace.step is None:
                 contexts.put_found_back()
 
-        def after_any_call(module: nn.Module, args: Any, output: Any) -> None:
+        def after_any_call(module: nn.Module, args: Any, output: Output) -> None:
             if trace.step is not None:
                 contexts.after_call()
 

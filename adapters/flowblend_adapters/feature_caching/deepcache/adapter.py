@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Pipeline
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from ..observed_calls import Probe, observed_calls
@@ -66,7 +67,7 @@ class DeepCache(Adapter):
             raise ValueError(f"branch={self.branch}: expected at least 0")
         check_stage_options(self.denoisers, self.warmup_steps)
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         yield from _transformer_obstacle(pipe)
         if hasattr(pipe, "unet") and (self.denoisers is None or "L" in self.denoisers):
             yield from _branch_obstacle(pipe.unet, self.branch)
@@ -107,7 +108,7 @@ class AdoptedDeepCache(Adapter):
         sets=frozenset({"DeepCache"}),
     )
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         if hasattr(pipe, "unet") and find_helper(pipe.unet) is None:
             yield (
                 f"no DeepCacheSDHelper is enabled on the {type(pipe.unet).__name__}",
@@ -134,7 +135,7 @@ class AdoptedDeepCache(Adapter):
             yield steering
 
 
-def adopt_deepcache(pipe: Any) -> list[Adapter]:
+def adopt_deepcache(pipe: Pipeline) -> list[Adapter]:
     """The adapter for a helper that is enabled on a pipeline's UNet, if there is one."""
     return [] if find_helper(getattr(pipe, "unet", None)) is None else [AdoptedDeepCache()]
 
@@ -148,7 +149,7 @@ class _Steering:
         self._helpers: dict[str, SteeredHelper] = {}
 
     @contextlib.contextmanager
-    def over(self, helper: Any, unet: nn.Module, letter: str) -> Iterator[None]:
+    def over(self, helper: Any, unet: Denoiser, letter: str) -> Iterator[None]:
         """Steer one helper, whose wrappers are on ``unet``, and report what its calls really did."""
         steered = self._helpers[letter] = SteeredHelper(helper, self._warmup_steps)
         functions = helper.function_dict
@@ -187,7 +188,7 @@ class _Steering:
 
 
 @contextlib.contextmanager
-def _own_helper(unet: Any, letter: str, interval: int, branch: int, steering: _Steering) -> Iterator[None]:
+def _own_helper(unet: Denoiser, letter: str, interval: int, branch: int, steering: _Steering) -> Iterator[None]:
     from DeepCache import DeepCacheSDHelper
 
     class Helper(DeepCacheSDHelper):
@@ -202,7 +203,7 @@ def _own_helper(unet: Any, letter: str, interval: int, branch: int, steering: _S
             yield
 
 
-def _transformer_obstacle(pipe: Any) -> Iterator[tuple[str, str]]:
+def _transformer_obstacle(pipe: Pipeline) -> Iterator[tuple[str, str]]:
     if not hasattr(pipe, "unet"):
         denoiser = type(getattr(pipe, "transformer", pipe)).__name__
         yield (
@@ -211,7 +212,7 @@ def _transformer_obstacle(pipe: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def _branch_obstacle(unet: Any, branch: int) -> Iterator[tuple[str, str]]:
+def _branch_obstacle(unet: Denoiser, branch: int) -> Iterator[tuple[str, str]]:
     """A branch that the UNet has not: the package would silently leave out the middle block alone."""
     there = [
         _LAYERS_PER_BLOCK * index + layer

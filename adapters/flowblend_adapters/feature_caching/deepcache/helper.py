@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import StackError
+from flowblend_plugins.types import Denoiser, Keywords
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from flowblend_plugins.step import StepContext
 
 _KEY_PARTS = ("blocktype", "block_name", "block_i", "layer_i")
@@ -18,14 +17,14 @@ Key = tuple[str, str, int, int]
 _MID_BLOCK: Key = ("mid", "mid_block", 0, 0)
 
 
-def find_helper(unet: Any) -> Any | None:
+def find_helper(unet: Denoiser | None) -> Any | None:
     """The ``DeepCacheSDHelper`` that is enabled on a denoiser; ``None`` where there is none."""
     owner = _enclosed(getattr(unet, "mid_block", None)).get("self")
     is_helper = any(cls.__name__ == "DeepCacheSDHelper" for cls in type(owner).__mro__)
     return owner if is_helper and _MID_BLOCK in getattr(owner, "function_dict", {}) else None
 
 
-def names_by_key(unet: nn.Module) -> dict[Key, str]:
+def names_by_key(unet: Denoiser) -> dict[Key, str]:
     """Keys and names of the modules that DeepCache has wrapped, by which it keeps their forwards."""
     keys = {}
     for name, module in unet.named_modules():
@@ -35,7 +34,7 @@ def names_by_key(unet: nn.Module) -> dict[Key, str]:
     return keys
 
 
-def _enclosed(module: Any) -> dict[str, Any]:
+def _enclosed(module: Any) -> Keywords:
     """Closure of the forward that was put on a module; empty where none was put on it."""
     wrapper = getattr(module, "__dict__", {}).get("forward")
     code, cells = getattr(wrapper, "__code__", None), getattr(wrapper, "__closure__", None)
@@ -98,7 +97,7 @@ class SteeredHelper:
 
 
 @contextlib.contextmanager
-def restored_forwards(unet: nn.Module) -> Iterator[None]:
+def restored_forwards(unet: Denoiser) -> Iterator[None]:
     """Take off the forwards put on modules meanwhile, and restore those that were there before.
 
     The package's own ``disable()`` leaves a ``forward`` on every module that it has had its hands on.

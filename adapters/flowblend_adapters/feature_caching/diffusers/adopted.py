@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided, setting_of
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from ..observed_calls import Probe, observed_calls
 from .mag_cache import mag_states
@@ -93,7 +94,7 @@ class AdoptedDiffusersCache(Adapter):
         denoiser_kinds=frozenset({"transformer"}),
     )
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         if not cached_denoisers(pipe):
             yield (
                 f"no cache is enabled on the denoiser of this {type(pipe).__name__}",
@@ -120,7 +121,7 @@ class AdoptedDiffusersCache(Adapter):
                 yield _BranchGuard(config, setting.branches_called_apart, stages)
 
 
-def cached_denoisers(pipe: Any) -> list[nn.Module]:
+def cached_denoisers(pipe: Pipeline) -> list[nn.Module]:
     """The denoisers that a pipeline calls and that have a cache of diffusers' own enabled."""
     if getattr(pipe, "transformer", None) is None:
         return []
@@ -129,7 +130,7 @@ def cached_denoisers(pipe: Any) -> list[nn.Module]:
     return [d for d in called_denoisers(pipe, "transformer") if getattr(d, "is_cache_enabled", False) is True]
 
 
-def adopt_diffusers_cache(pipe: Any) -> list[Adapter]:
+def adopt_diffusers_cache(pipe: Pipeline) -> list[Adapter]:
     """The adapter for what is enabled on this pipeline already, if anything is."""
     return [AdoptedDiffusersCache()] if cached_denoisers(pipe) else []
 
@@ -147,7 +148,7 @@ class _BranchGuard:
         self._stages.flowblend_stage_entered(step)
 
     @hookimpl
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         if self._branches_called_apart and is_guided(pipeline, call_arguments):
             raise StackError(
                 f"the {type(self._config).__name__} that is enabled on this {type(pipeline).__name__} keeps one state "
@@ -162,7 +163,7 @@ def _kind(config: Any) -> _NativeKind:
 
 
 @contextlib.contextmanager
-def _mirrored(letter: str, denoiser: Any, config: Any) -> Iterator[None]:
+def _mirrored(letter: str, denoiser: Denoiser, config: Any) -> Iterator[None]:
     name, min_blocks = type(config).__name__, _kind(config).min_blocks
     found = len(transformer_blocks(denoiser))
     if found < min_blocks:
@@ -175,7 +176,7 @@ def _mirrored(letter: str, denoiser: Any, config: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _observed(denoiser: Any, target: AttachTarget) -> Iterator[None]:
+def _observed(denoiser: Denoiser, target: AttachTarget) -> Iterator[None]:
     config = denoiser._cache_config
     kind = _kind(config)
     steer: Callable[[StepContext], None] = _nothing
@@ -195,7 +196,7 @@ def _observed(denoiser: Any, target: AttachTarget) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _entering_above_its_range(denoiser: nn.Module, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
+def _entering_above_its_range(denoiser: Denoiser, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
     """FasterCache extrapolates from nothing, and crashes, if a denoiser enters within its range of timesteps."""
     names = ("faster_cache_denoiser", "faster_cache_block")
     own = [(hook, hook.current_timestep_callback) for name in names for hook in hooks_named(denoiser, name)]
@@ -224,7 +225,7 @@ def _nothing(step: StepContext) -> None:
     pass
 
 
-def _mag_count(denoiser: Any, config: Any) -> Callable[[StepContext], None]:
+def _mag_count(denoiser: Denoiser, config: Any) -> Callable[[StepContext], None]:
     """MagCache's own count of calls, set to the true step; by itself it starts again at the end of its ratios."""
     states = mag_states(denoiser)
 
@@ -235,7 +236,7 @@ def _mag_count(denoiser: Any, config: Any) -> Callable[[StepContext], None]:
 
 
 def _probes_beneath(
-    denoiser: nn.Module, hooks: tuple[str, ...]
+    denoiser: Denoiser, hooks: tuple[str, ...]
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[Probe]]]:
     for name, module in denoiser.named_modules():
         registry: Any = module.__dict__.get("_diffusers_hook")

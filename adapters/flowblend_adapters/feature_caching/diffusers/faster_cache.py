@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flowblend_plugins import AdapterTraits, AttachTarget, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from ..chosen_denoisers import choose_denoisers
 from .native_cache import BeforeCall, NativeCache, hooks_named
@@ -95,7 +96,7 @@ class FasterCache(NativeCache):
         check_timestep_range("attention_timestep_range", self.attention_timestep_range)
         check_timestep_range("uncond_timestep_range", self.uncond_timestep_range)
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         from diffusers import FasterCacheConfig
 
         timestep: Any = PipelineTimestep(self.name, letter, target)
@@ -134,10 +135,10 @@ class FasterCache(NativeCache):
             current_timestep_callback=timestep,
         )
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return ()  # the weights tell
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         from diffusers.hooks.faster_cache import _FASTER_CACHE_BLOCK_HOOK
 
         if not hooks_named(denoiser, _FASTER_CACHE_BLOCK_HOOK):
@@ -166,13 +167,13 @@ class _GenerationStart:
         self._stages.flowblend_stage_entered(step)
 
     @hookimpl(trylast=True)  # what others say of guidance counts
-    def flowblend_configure_generation(self, pipeline: Any, call_arguments: dict[str, Any]) -> None:
+    def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
         for start in self._denoisers:
             start(bool(is_guided(pipeline, call_arguments)))
 
 
 @contextlib.contextmanager
-def _estimating(denoiser: nn.Module) -> Iterator[Callable[[bool], None]]:
+def _estimating(denoiser: Denoiser) -> Iterator[Callable[[bool], None]]:
     """Gives the function that is told, when a generation begins, whether it guides."""
     from diffusers.hooks.faster_cache import _FASTER_CACHE_BLOCK_HOOK, _FASTER_CACHE_DENOISER_HOOK
 
@@ -188,7 +189,7 @@ def _estimating(denoiser: nn.Module) -> Iterator[Callable[[bool], None]]:
         yield start
 
 
-def _latent_axes(denoiser: nn.Module) -> str | None:
+def _latent_axes(denoiser: Denoiser) -> str | None:
     names = (cls.__name__ for cls in type(denoiser).__mro__)
     return next((LATENT_AXES[name] for name in names if name in LATENT_AXES), None)
 

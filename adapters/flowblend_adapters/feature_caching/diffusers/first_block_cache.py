@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser
 
 from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
 
@@ -50,15 +51,15 @@ class FirstBlockCache(NativeCache):
         if not 0.0 <= self.threshold < float("inf"):
             raise ValueError(f"threshold={self.threshold}: expected a number from 0 up")
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)[1:]
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         from diffusers import FirstBlockCacheConfig
 
         return FirstBlockCacheConfig(threshold=self.threshold)
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
         (leader,) = hooks_named(denoiser, _FBC_LEADER_BLOCK_HOOK)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser
 
 from .mag_ratios import MagRatios
 from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
@@ -79,10 +80,10 @@ class MagCache(NativeCache):
         with super().attach(target) as stages:
             yield stages
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         from diffusers import MagCacheConfig
 
         ratios = MagRatios.read(str(self.ratios)).of(letter, denoiser)
@@ -94,7 +95,7 @@ class MagCache(NativeCache):
             mag_ratios=list(ratios),
         )
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         calibrated = config.mag_ratios
         states = mag_states(denoiser)
 
@@ -122,7 +123,7 @@ class MagCache(NativeCache):
         return nearest_interp(calibrated, step.num_inference_steps)
 
 
-def mag_states(denoiser: nn.Module) -> Any:
+def mag_states(denoiser: Denoiser) -> Any:
     """diffusers' state manager of the MagCache that is on a denoiser: ``get_state()`` is that of the open context."""
     from diffusers.hooks.mag_cache import _MAG_CACHE_LEADER_BLOCK_HOOK
 

@@ -13,6 +13,7 @@ from torch import nn
 from flowblend_plugins import StackError, Trace, enable
 from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.pipelines.source import opens_cache_contexts
+from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .mag_cache import MagCache, mag_states
 from .mag_ratios import DenoiserRatios, MagRatios
@@ -20,11 +21,11 @@ from .native_cache import denoiser_obstacles, enabled_cache, restored_hooks
 
 
 def calibrate_mag_ratios(
-    pipe: Any,
+    pipe: Pipeline,
     small: Any = None,
     *,
-    calls: Sequence[Mapping[str, Any]],
-    denoisers: Mapping[str, Any] | None = None,
+    calls: Sequence[KeywordsView],
+    denoisers: Mapping[str, Denoiser] | None = None,
 ) -> MagRatios:
     """Measure the ratios of every denoiser of a pair, each on generations of its own.
 
@@ -49,7 +50,7 @@ def calibrate_mag_ratios(
     num_steps: set[int] = set()
     for letter in letters:
         with enable(pipe, small if letter == "S" else None, letter * 3, denoisers=denoisers) as blend:
-            denoiser: Any = blend.denoisers[letter]
+            denoiser: Denoiser = blend.denoisers[letter]
             _refuse(pipe, letter, denoiser)
             generations = []
             for call in calls:
@@ -68,7 +69,7 @@ def calibrate_mag_ratios(
     return MagRatios(num_inference_steps=num_steps.pop(), num_generations=len(calls), denoisers=measured)
 
 
-def _refuse(pipe: Any, letter: str, denoiser: Any) -> None:
+def _refuse(pipe: Pipeline, letter: str, denoiser: Denoiser) -> None:
     for found, remedy in denoiser_obstacles(denoiser, MagCache.min_blocks, MagCache.needs_registered_blocks):
         raise StackError(f"MagCache cannot be calibrated on denoiser {letter}: {found}. {remedy}")
     if denoiser.is_cache_enabled:
@@ -85,7 +86,7 @@ def _refuse(pipe: Any, letter: str, denoiser: Any) -> None:
 
 
 @contextlib.contextmanager
-def _calibrating(denoiser: Any, trace: Trace) -> Iterator[dict[int, list[float]]]:
+def _calibrating(denoiser: Denoiser, trace: Trace) -> Iterator[dict[int, list[float]]]:
     """Step to the ratios of its guidance branches; filled while the pipeline runs."""
     # At the last of its steps diffusers prints the ratios and forgets them, so it is told of more than there will be.
     config = MagCacheConfig(calibrate=True, num_inference_steps=10**9)
@@ -93,7 +94,7 @@ def _calibrating(denoiser: Any, trace: Trace) -> Iterator[dict[int, list[float]]
     with restored_hooks(denoiser), enabled_cache(denoiser, config):
         states = mag_states(denoiser)
 
-        def note(module: nn.Module, args: Any, output: Any) -> None:
+        def note(module: nn.Module, args: Any, output: Output) -> None:
             if trace.step is not None:
                 seen.setdefault(trace.step.step_index, []).append(states.get_state().calibration_ratios[-1])
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins import StackError
 from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
+from flowblend_plugins.types import Denoiser, JsonObject, JsonView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class DenoiserRatios:
     """
 
     class_name: str
-    config: Mapping[str, Any]
+    config: JsonView
     ratios: tuple[float, ...]
 
-    def differences(self, denoiser: Any) -> list[str]:
+    def differences(self, denoiser: Denoiser) -> list[str]:
         """Differences of the calibrated denoiser from this one, in words."""
         return denoiser_differences(self.class_name, self.config, denoiser)
 
@@ -49,7 +49,7 @@ class MagRatios:
     num_generations: int
     denoisers: Mapping[str, DenoiserRatios]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that :meth:`read` reads."""
         return _FILE.envelope(
             {
@@ -72,7 +72,7 @@ class MagRatios:
         return _FILE.read(path, "ratios")
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MagRatios:
+    def from_json(cls, data: JsonView) -> MagRatios:
         num_steps = int(data["num_inference_steps"])
         entries = {}
         for letter, entry in data["denoisers"].items():
@@ -82,7 +82,7 @@ class MagRatios:
             entries[letter] = DenoiserRatios(class_name=entry["class"], config=entry["config"], ratios=ratios)
         return cls(num_inference_steps=num_steps, num_generations=int(data["num_generations"]), denoisers=entries)
 
-    def of(self, letter: str, denoiser: Any) -> tuple[float, ...]:
+    def of(self, letter: str, denoiser: Denoiser) -> tuple[float, ...]:
         """The ratios of one denoiser.
 
         Raises:

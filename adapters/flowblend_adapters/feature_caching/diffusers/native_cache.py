@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AttachTarget, StackError, hookimpl
 from flowblend_plugins.pipelines.source import opens_cache_contexts
+from flowblend_plugins.types import Denoiser, Pipeline
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from ..observed_calls import observed_calls, probe_beneath
@@ -58,25 +59,25 @@ class NativeCache(Adapter):
         check_stage_options(self.denoisers, self.warmup_steps)
 
     @abc.abstractmethod
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         """diffusers' config of this cache for one denoiser; raise ``StackError`` if it cannot have one.
 
         Called before anything is put on that denoiser.
         """
 
     @abc.abstractmethod
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         """The function that is called before every routed call of a denoiser that now has the cache.
 
         It is given where the call stands and whether it is in the warm-up, in which it must let the cache compute (and
         only then). It runs inside the cache context, so states may be read and written but not reset.
         """
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         """Modules that all run, beneath the cache, if and only if a call is computed."""
         return transformer_blocks(denoiser)[-1:]
 
-    def outcome_of_skip(self, denoiser: Any) -> Outcome:
+    def outcome_of_skip(self, denoiser: Denoiser) -> Outcome:
         """Outcome of the last call, in which some of :meth:`observed_modules` did not run."""
         return self.skipped_outcome  # type: ignore[return-value]
 
@@ -101,7 +102,7 @@ class NativeCache(Adapter):
             yield stages
 
     @contextlib.contextmanager
-    def _on(self, denoiser: Any, letter: str, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
+    def _on(self, denoiser: Denoiser, letter: str, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
         config = self.config_for(denoiser, letter, target)
         with contextlib.ExitStack() as undo:
             undo.enter_context(restored_hooks(denoiser))
@@ -126,7 +127,7 @@ class NativeCache(Adapter):
             undo.enter_context(observed_calls(denoiser, probes, target.trace, outcome, before_call, skipped_names))
             yield
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         denoiser = getattr(pipe, "transformer", None)
         if denoiser is None:  # on a UNet the traits say all there is to say
             return
@@ -138,7 +139,7 @@ class NativeCache(Adapter):
                 f"Leave out {self.name!r}, or use 'teacache', which is told the branch by other means.",
             )
 
-    def _denoiser_obstacles(self, denoiser: Any) -> Iterator[tuple[str, str]]:
+    def _denoiser_obstacles(self, denoiser: Denoiser) -> Iterator[tuple[str, str]]:
         return denoiser_obstacles(denoiser, self.min_blocks, self.needs_registered_blocks)
 
 
@@ -157,7 +158,7 @@ class StageEntries:
         return step.step_index - self._entered_at.get(step.denoiser, step.step_index)
 
 
-def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: bool) -> Iterator[tuple[str, str]]:
+def denoiser_obstacles(denoiser: Denoiser, min_blocks: int, needs_registered_blocks: bool) -> Iterator[tuple[str, str]]:
     """Obstacles to a diffusers cache on a denoiser, as (what was found, what to do)."""
     name = type(denoiser).__name__
     if not hasattr(denoiser, "enable_cache"):
@@ -180,7 +181,7 @@ def denoiser_obstacles(denoiser: Any, min_blocks: int, needs_registered_blocks: 
         )
 
 
-def transformer_blocks(denoiser: nn.Module) -> list[nn.Module]:
+def transformer_blocks(denoiser: Denoiser) -> list[nn.Module]:
     """The repeated blocks of a denoiser, in the order in which diffusers' block caches take them."""
     from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
     from torch import nn
@@ -193,7 +194,7 @@ def transformer_blocks(denoiser: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks]
 
 
-def hooks_named(denoiser: nn.Module, name: str) -> list[Any]:
+def hooks_named(denoiser: Denoiser, name: str) -> list[Any]:
     """diffusers' hooks of one name on the modules of a denoiser, in the order of its modules."""
     registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     hooks = [registry.get_hook(name) for registry in registries if registry is not None]
@@ -212,7 +213,7 @@ def _has_registered_blocks(blocks: Sequence[nn.Module]) -> bool:
 
 
 @contextlib.contextmanager
-def enabled_cache(denoiser: Any, config: Any) -> Iterator[None]:
+def enabled_cache(denoiser: Denoiser, config: Any) -> Iterator[None]:
     """A cache on a denoiser, from entering until leaving; nothing is left on if putting it on fails halfway."""
     registries: list[Any] = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     had = {id(registry): set(registry.hooks) for registry in registries if registry is not None}
@@ -233,7 +234,7 @@ def enabled_cache(denoiser: Any, config: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_hooks(denoiser: Any) -> Iterator[None]:
+def restored_hooks(denoiser: Denoiser) -> Iterator[None]:
     """Take away, on leaving, the registries, forwards and attributes that a cache has left behind."""
     modules = list(denoiser.modules())
     had = [("_diffusers_hook" in module.__dict__, "forward" in module.__dict__) for module in modules]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Keywords
 
 from .native_cache import BeforeCall, NativeCache
 from .pipeline_timestep import PipelineTimestep, check_timestep_range
@@ -70,10 +71,10 @@ class PyramidAttentionBroadcast(NativeCache):
             raise ValueError(f"{', '.join(intervals)} are all None: expected a number for one of them")
         check_timestep_range("timestep_range", self.timestep_range)
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         from diffusers import PyramidAttentionBroadcastConfig
 
-        settings: dict[str, Any] = {"current_timestep_callback": PipelineTimestep(self.name, letter, target)}
+        settings: Keywords = {"current_timestep_callback": PipelineTimestep(self.name, letter, target)}
         for kind in KINDS:
             interval = self._interval(kind)
             if interval is not None and not _attention(denoiser, kind):
@@ -85,18 +86,18 @@ class PyramidAttentionBroadcast(NativeCache):
             settings[f"{kind}_attention_timestep_skip_range"] = self.timestep_range
         return PyramidAttentionBroadcastConfig(**settings)
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         cached = [module for kind in KINDS if self._interval(kind) for module in _attention(denoiser, kind)]
         return list(dict.fromkeys(cached))
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         return config.current_timestep_callback.before_call
 
     def _interval(self, kind: str) -> int | None:
         return getattr(self, f"{kind}_interval")
 
 
-def _attention(denoiser: nn.Module, kind: str) -> list[nn.Module]:
+def _attention(denoiser: Denoiser, kind: str) -> list[nn.Module]:
     """The modules that diffusers takes for ``spatial``, ``temporal`` or ``cross`` attention.
 
     Cross-attention is what says so of itself; that of LTX does not, and counts as spatial.

@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flowblend_plugins.types import Denoiser
+
 
 @contextlib.contextmanager
-def kept_root_hook(denoiser: Any, hook: Any) -> Iterator[Callable[[], None]]:
+def kept_root_hook(denoiser: Denoiser, hook: Any) -> Iterator[Callable[[], None]]:
     """Enter it when the hook has been put on the denoiser, and leave it before the hook is taken off.
 
     Args:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Args, Denoiser, Keywords, Output, Pipeline
 
 from .native_cache import BeforeCall, NativeCache, StageEntries, transformer_blocks
 
@@ -69,10 +70,10 @@ class SeaCache(NativeCache):
         if not 0.0 < self.power_exp < float("inf"):
             raise ValueError(f"power_exp={self.power_exp}: expected a number above 0")
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         from diffusers import SeaCacheConfig
 
         return SeaCacheConfig(
@@ -85,22 +86,22 @@ class SeaCache(NativeCache):
             raw_vision_callback=video_latents,
         )
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         def before_call(step: StepContext, is_warming_up: bool) -> None:
             config.threshold = 0.0 if is_warming_up else self.threshold  # at or above it, a step is computed
 
         return before_call
 
-    def outcome_of_skip(self, denoiser: Any) -> Outcome:
+    def outcome_of_skip(self, denoiser: Denoiser) -> Outcome:
         states = _root_hook(denoiser).state_manager
         return "predict" if self.residual_order == 1 and len(states.get_state().history) == 2 else "reuse"
 
     @contextlib.contextmanager
-    def _on(self, denoiser: Any, letter: str, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
+    def _on(self, denoiser: Denoiser, letter: str, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
         with super()._on(denoiser, letter, target, stages), _root_hook_beside_forward(denoiser):
             yield
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         yield from super().obstacles(pipe)
         if type(pipe).__name__ == "LTXConditionPipeline":
             yield (
@@ -116,7 +117,7 @@ class SeaCache(NativeCache):
             )
 
 
-def video_latents(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor] | None:
+def video_latents(denoiser: Denoiser, args: Args, kwargs: Keywords) -> list[torch.Tensor] | None:
     """The latents ``[C, F, H, W]`` of each video of a denoiser call; ``None`` if its inputs do not say.
 
     Wan takes ``[B, C, F, H, W]`` (what image-to-video adds in further channels is no part of it), LTX takes
@@ -133,14 +134,14 @@ def video_latents(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return list(latents.transpose(1, 2).unflatten(2, extents).unbind(0))  # type: ignore[arg-type]
 
 
-def _root_hook(denoiser: Any) -> Any:
+def _root_hook(denoiser: Denoiser) -> Any:
     from diffusers.hooks.sea_cache import _SEA_CACHE_ROOT_HOOK
 
     return denoiser._diffusers_hook.get_hook(_SEA_CACHE_ROOT_HOOK)
 
 
 @contextlib.contextmanager
-def _root_hook_beside_forward(denoiser: Any) -> Iterator[None]:
+def _root_hook_beside_forward(denoiser: Denoiser) -> Iterator[None]:
     """Let torch call SeaCache's root hook, which only looks at inputs before and at nothing after.
 
     diffusers wraps it around ``forward``, where it is lost when model offloading replaces ``forward`` after a
@@ -148,10 +149,10 @@ def _root_hook_beside_forward(denoiser: Any) -> Iterator[None]:
     """
     root = _root_hook(denoiser)
 
-    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: Any, kwargs: Keywords) -> None:
         root.pre_forward(module, *args, **kwargs)
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, output: Output) -> None:
         root.post_forward(module, output)
 
     denoiser.forward = root.fn_ref.forward

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flowblend_plugins import AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser
 
 from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
 
@@ -85,7 +86,7 @@ class TaylorSeer(NativeCache):
             except re.error as error:
                 raise ValueError(f"identifiers={self.identifiers!r} is no regular expression: {error}") from error
 
-    def config_for(self, denoiser: nn.Module, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
         import torch
         from diffusers import TaylorSeerCacheConfig
 
@@ -105,13 +106,13 @@ class TaylorSeer(NativeCache):
             use_lite_mode=self.is_lite,
         )
 
-    def observed_modules(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+    def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         if self.is_lite:
             projection = getattr(denoiser, "proj_out", None)
             return [] if projection is None else [*transformer_blocks(denoiser), projection]
         return [module for name, module in denoiser.named_modules() if re.fullmatch(self._pattern, name)]
 
-    def steered(self, denoiser: nn.Module, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
         from diffusers.hooks.taylorseer_cache import _TAYLORSEER_CACHE_HOOK
 
         hooks = hooks_named(denoiser, _TAYLORSEER_CACHE_HOOK)
@@ -129,6 +130,6 @@ class TaylorSeer(NativeCache):
         return self.identifiers or ATTENTION_OF_BLOCKS
 
 
-def _names_in_first_block(denoiser: nn.Module) -> str:
+def _names_in_first_block(denoiser: Denoiser) -> str:
     """Names of the modules to choose from, as every block has them."""
     return ", ".join(name for name, _ in denoiser.named_modules() if re.fullmatch(r"(?:\w+_)?blocks\.0\.\w+", name))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
 from flowblend_plugins.contract.traits import Family
+from flowblend_plugins.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from .patched import PatchedState
@@ -41,7 +42,7 @@ class AdoptedTeaCache(Adapter):
         sets=frozenset({"enable_teacache"}),
     )
 
-    def obstacles(self, pipe: Any) -> Iterable[tuple[str, str]]:
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
         if not patched_denoisers(pipe):
             yield (
                 f"no patched TeaCache is enabled on this {type(pipe).__name__}",
@@ -61,12 +62,12 @@ class AdoptedTeaCache(Adapter):
             yield state
 
 
-def adopt_teacache(pipe: Any) -> list[AdoptedTeaCache]:
+def adopt_teacache(pipe: Pipeline) -> list[AdoptedTeaCache]:
     """The adapter for what the user patched in, if anything."""
     return [AdoptedTeaCache()] if patched_denoisers(pipe) else []
 
 
-def is_patched(denoiser: Any) -> bool:
+def is_patched(denoiser: Denoiser) -> bool:
     """Whether a TeaCache in the manner of its scripts is switched on, on the denoiser or on its class."""
     return (
         getattr(denoiser, "enable_teacache", None) is True
@@ -75,7 +76,7 @@ def is_patched(denoiser: Any) -> bool:
     )
 
 
-def patched_denoisers(pipe: Any) -> list[Any]:
+def patched_denoisers(pipe: Pipeline) -> list[Any]:
     """Denoisers that the pipeline itself calls and that TeaCache has patched."""
     second = pipe.config.get("boundary_ratio") is not None
     slots = [slot for slot in _SLOTS if second or slot != "transformer_2"]

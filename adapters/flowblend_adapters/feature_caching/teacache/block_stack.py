@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from flowblend_plugins import RoutingError
+from flowblend_plugins.types import Denoiser
 
 from .published import TIME
 from .signals import layout_of
@@ -48,7 +49,7 @@ class BlockStack:
         block_names: the blocks' names in the denoiser: what does not run where the residual is reused.
     """
 
-    def __init__(self, denoiser: nn.Module, controller: StackController, signals: tuple[str, ...]) -> None:
+    def __init__(self, denoiser: Denoiser, controller: StackController, signals: tuple[str, ...]) -> None:
         self._denoiser = denoiser
         self._layout = layout_of(denoiser)
         self._controller = controller

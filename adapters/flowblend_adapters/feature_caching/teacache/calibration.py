@@ -18,6 +18,7 @@ from torch import nn
 
 from flowblend_plugins import FlowBlendError, Trace, enable
 from flowblend_plugins.step import StepContext
+from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .adapter import FORCED_STEPS
 from .block_stack import BlockStack
@@ -57,7 +58,7 @@ class Trajectory:
 class ChangeRecorder:
     """Watches one denoiser compute every step. Filled while the pipeline runs: ``trajectories``."""
 
-    def __init__(self, denoiser: nn.Module, trace: Trace) -> None:
+    def __init__(self, denoiser: Denoiser, trace: Trace) -> None:
         self.trajectories: list[Trajectory] = []
         self._denoiser, self._trace = denoiser, trace
         self._signals = layout_of(denoiser).signals
@@ -76,14 +77,14 @@ class ChangeRecorder:
         finally:
             handle.remove()
 
-    def entering(self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None) -> bool:
+    def entering(self, block: nn.Module, arguments: KeywordsView, time: torch.Tensor | None) -> bool:
         self._seen = {name: read(block, arguments, time).clone() for name, read in self._signals.items()}
         return False
 
     def computed(self, residual: torch.Tensor) -> None:
         raise AssertionError("nothing is cached while changes are recorded")
 
-    def _answered(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _answered(self, module: nn.Module, args: Any, output: Output) -> None:
         step = self._trace.step
         if step is None:
             return
@@ -111,11 +112,11 @@ class ChangeRecorder:
 
 
 def record_changes(
-    pipe: Any,
+    pipe: Pipeline,
     small: Any,
     letter: str,
     generations: Sequence[Callable[[Any], Any]],
-    denoisers: Mapping[str, Any] | None = None,
+    denoisers: Mapping[str, Denoiser] | None = None,
 ) -> tuple[nn.Module, list[Trajectory]]:
     """A denoiser, and its changes while it alone generates.
 
@@ -133,7 +134,7 @@ def record_changes(
         return blend.denoisers[letter], recorder.trajectories
 
 
-def fit_denoiser(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> list[Fit]:
+def fit_denoiser(denoiser: Denoiser, trajectories: Sequence[Trajectory]) -> list[Fit]:
     """One fit for every signal of the denoiser, good or poor; thresholds are for the first number of steps there is."""
     outputs = np.concatenate([trajectory.outputs for trajectory in trajectories])
     fits = []

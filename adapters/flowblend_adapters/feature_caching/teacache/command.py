@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flowblend_plugins.cli.calibrate import Calibrated, CalibrationRequest, calibrate_command
+from flowblend_plugins.types import Pipeline
 
 
 @calibrate_command("out/teacache.json", "The JSON file for teacache(coefficients=FILE).")
@@ -39,7 +40,7 @@ def teacache(
     from .calibration import PoorFitError, fit_denoiser, record_changes, refuse_poor
     from .fits import fits_to_json
 
-    def generate_all(pipeline: Any) -> None:
+    def generate_all(pipeline: Pipeline) -> None:
         for count in [{"num_inference_steps": count} for count in steps or ()] or [{}]:
             for call in request.calls(opened):
                 pipeline(**call | count)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from flowblend_plugins.step import StepContext
+from flowblend_plugins.types import Denoiser
 
 
 class Entries:
@@ -22,7 +21,7 @@ class Entries:
         self._entered: set[int] = set()
         self._last: tuple[int, int] | None = None
 
-    def note(self, step: StepContext, denoiser: nn.Module, reentry: str) -> bool:
+    def note(self, step: StepContext, denoiser: Denoiser, reentry: str) -> bool:
         """A denoiser enters; whether it must forget what it has."""
         # Some pipelines pass over their timesteps more than once. Two denoisers may enter at one step, one never twice.
         this = step.step_index, id(denoiser)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flowblend_plugins import AdapterError, StackError
+from flowblend_plugins.types import Denoiser
 
 from .fits import read_fits, shipped_fits
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME, Estimate, published_for, published_models
 
 
-def signal_for(denoiser: Any, retention: bool) -> str:
+def signal_for(denoiser: Denoiser, retention: bool) -> str:
     """Wan has two signals, chosen by retention; LTX has one."""
     if type(denoiser).__name__ == "LTXVideoTransformer3DModel":
         return MODULATED_INPUT
@@ -27,7 +26,7 @@ def check_coefficients(coefficients: str) -> None:
         raise AdapterError(f"{error} Or name a published model: {', '.join(names)}.") from error
 
 
-def estimate_for(letter: str, denoiser: Any, signal: str, coefficients: str | None) -> Estimate:
+def estimate_for(letter: str, denoiser: Denoiser, signal: str, coefficients: str | None) -> Estimate:
     """Choose the estimate that was asked for, else the shipped one, else the one published for its size.
 
     Raises:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flowblend_plugins.files.measurement import MeasurementFile, config_facts
+from flowblend_plugins.types import Denoiser, JsonObject, JsonView, KeywordsView
 
 from .published import Estimate
 from .rule import Polynomial
@@ -31,7 +32,7 @@ class Fit:
         num_inference_steps: of the generations they come from, the main number first.
     """
 
-    denoiser: Mapping[str, Any]
+    denoiser: KeywordsView
     signal: str
     estimate: Estimate
     r_squared: float
@@ -42,12 +43,12 @@ class Fit:
     def degree(self) -> int:
         return len(self.estimate.polynomial.coefficients) - 1
 
-    def is_for(self, denoiser: Any) -> bool:
+    def is_for(self, denoiser: Denoiser) -> bool:
         """Whether a denoiser has the class and, as far as the file knows, the config it was fitted for."""
         now = describe_denoiser(denoiser)
         return all(now.get(key) == value for key, value in self.denoiser.items())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         low, high = self.estimate.polynomial.domain
         return {
             "denoiser": dict(self.denoiser),
@@ -62,7 +63,7 @@ class Fit:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
+    def from_dict(cls, data: JsonView) -> Fit:
         coefficients = tuple(float(c) for c in data["coefficients"])
         low, high = (float(bound) for bound in data["domain"])
         slow, fast = (float(data["thresholds"][speed]) for speed in ("slow", "fast"))
@@ -79,12 +80,12 @@ class Fit:
         )
 
 
-def describe_denoiser(denoiser: Any) -> dict[str, Any]:
+def describe_denoiser(denoiser: Denoiser) -> JsonObject:
     """Class and config of a denoiser, as JSON has them."""
     return {"class": type(denoiser).__name__} | config_facts(denoiser)
 
 
-def fits_to_json(fits: Sequence[Fit], **about: Any) -> dict[str, Any]:
+def fits_to_json(fits: Sequence[Fit], **about: Any) -> JsonObject:
     return _FILE.envelope({**about, "fits": [fit.to_dict() for fit in fits]})
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from flowblend_plugins import StackError, hookimpl
 from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace.reporter import CallReporter
+from flowblend_plugins.types import Denoiser, Keywords, Output
 
 from .entries import Entries
 from .uncompiled import uncompiled
@@ -29,13 +30,13 @@ _PREFIXES = (*_STATE_PREFIXES, "teacache_")
 class PatchedDenoiser:
     """One denoiser on which the user's patch runs in a blend."""
 
-    def __init__(self, denoiser: Any, settings: dict[str, Any], trace: CallReporter) -> None:
+    def __init__(self, denoiser: Denoiser, settings: Keywords, trace: CallReporter) -> None:
         self._denoiser, self._trace = denoiser, trace
         self._settings = settings
         self._fresh = {name: _fresh(name) for name in settings if name.startswith(_STATE_PREFIXES)}
         self._is_by_parity = any(name.endswith("_even") for name in settings)
         self._block_lists = [m for m in denoiser.children() if isinstance(m, nn.ModuleList) and len(m)]
-        self._states: dict[tuple[str | None, int], dict[str, Any]] = {}
+        self._states: dict[tuple[str | None, int], Keywords] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -54,7 +55,7 @@ class PatchedDenoiser:
             yield
 
     @uncompiled
-    def _before(self, denoiser: Any, args: Any) -> None:
+    def _before(self, denoiser: Denoiser, args: Any) -> None:
         step = self._trace.step
         self._has_computed = False
         if step is None:  # no call of the pipeline: computed, and counted by nobody
@@ -75,7 +76,7 @@ class PatchedDenoiser:
             denoiser.cutoff_steps = denoiser.num_steps - before_end
 
     @uncompiled
-    def _after(self, denoiser: Any, args: Any, output: Any) -> None:
+    def _after(self, denoiser: Denoiser, args: Any, output: Output) -> None:
         if self._trace.step is None:
             return
         self._states[self._key] = {name: getattr(denoiser, name) for name in self._fresh}
@@ -104,7 +105,7 @@ class PatchedState:
         self._denoisers: dict[int, PatchedDenoiser] = {}
 
     @contextmanager
-    def serving(self, letter: str, denoiser: Any, source: Any | None) -> Iterator[None]:
+    def serving(self, letter: str, denoiser: Denoiser, source: Any | None) -> Iterator[None]:
         """The patch of ``source`` on this denoiser; without a source it computes, even if its class is patched."""
         with ExitStack() as undo:
             undo.callback(_put_back, denoiser, {n: v for n, v in vars(denoiser).items() if _belongs(n)})
@@ -120,7 +121,7 @@ class PatchedState:
             yield
 
     @hookimpl
-    def flowblend_stage_entered(self, step: StepContext, denoiser: nn.Module, reentry: str) -> None:
+    def flowblend_stage_entered(self, step: StepContext, denoiser: Denoiser, reentry: str) -> None:
         must_forget = self._entries.note(step, denoiser, reentry)
         patched = self._denoisers.get(id(denoiser))
         if patched is not None and must_forget:
@@ -142,22 +143,22 @@ def _fresh(name: str) -> Any:
     return 0 if name.startswith("accumulated_") else None if name.startswith("previous_") else True
 
 
-def _settings_of(denoiser: Any) -> dict[str, Any]:
+def _settings_of(denoiser: Denoiser) -> Keywords:
     """Everything of the patch, what is on the class and what has come onto the instance."""
     names = {name for owner in (*type(denoiser).__mro__, denoiser) for name in vars(owner) if _belongs(name)}
     return {name: getattr(denoiser, name) for name in names}
 
 
-def _put_back(denoiser: Any, found: dict[str, Any]) -> None:
+def _put_back(denoiser: Denoiser, found: Keywords) -> None:
     for name in [name for name in vars(denoiser) if _belongs(name)]:
         del denoiser.__dict__[name]
     denoiser.__dict__.update(found)
 
 
 @contextmanager
-def _lent_forward(letter: str, denoiser: Any, source: Any) -> Iterator[None]:
+def _lent_forward(letter: str, denoiser: Denoiser, source: Any) -> Iterator[None]:
     """The replaced ``forward`` of another denoiser of the same class, where that was replaced on the instance."""
-    plain = type(denoiser)
+    plain: Any = type(denoiser)
     if (plain.__module__, plain.__qualname__) != (type(source).__module__, type(source).__qualname__):
         raise StackError(
             f"'adopted_teacache': mirror=True, but the patch is for {type(source).__name__} and denoiser {letter} is a "

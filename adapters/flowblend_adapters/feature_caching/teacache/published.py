@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+
+from flowblend_plugins.types import Denoiser
 
 from .rule import Polynomial
 
@@ -40,7 +41,7 @@ class PublishedModel:
     estimates: Mapping[str, Estimate]
 
 
-def architecture_of(denoiser: Any) -> tuple[str, int, int, bool]:
+def architecture_of(denoiser: Denoiser) -> tuple[str, int, int, bool]:
     """Class, inner width, number of layers, and whether images condition it."""
     config = denoiser.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -114,7 +115,7 @@ def published_models() -> tuple[PublishedModel, ...]:
     )
 
 
-def published_for(denoiser: Any) -> tuple[PublishedModel, ...]:
+def published_for(denoiser: Denoiser) -> tuple[PublishedModel, ...]:
     """The published models this denoiser may be: one, none, or several that only differ in their weights."""
     found = tuple(model for model in published_models() if model.architecture == architecture_of(denoiser))
     path = str(denoiser.config.get("_name_or_path", "")).lower()

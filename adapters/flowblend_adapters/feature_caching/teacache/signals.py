@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from flowblend_plugins import StackError
+from flowblend_plugins.types import Denoiser, KeywordsView
 
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
 
-Arguments = Mapping[str, Any]
+Arguments = KeywordsView
 """Arguments of the first block by name: ``hidden_states`` (batch, tokens, width), ``temb``, and more."""
 
 
@@ -74,7 +75,7 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def layout_of(denoiser: nn.Module) -> Layout:
+def layout_of(denoiser: Denoiser) -> Layout:
     """Raises ``StackError`` for a denoiser of another class."""
     for cls in type(denoiser).__mro__:
         if cls.__name__ in LAYOUTS:
@@ -91,7 +92,7 @@ def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
     return ((new - old).abs().mean() / old.abs().mean()).item()
 
 
-def time_signal(denoiser: Any, signal: str, timestep: float) -> torch.Tensor:
+def time_signal(denoiser: Denoiser, signal: str, timestep: float) -> torch.Tensor:
     """A Wan signal at a timestep, as the denoiser will compute it: these two depend on nothing else."""
     embedder = denoiser.condition_embedder
     weight = embedder.time_embedder.linear_1.weight

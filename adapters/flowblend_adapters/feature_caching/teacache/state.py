@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from flowblend_plugins import RoutingError, hookimpl
 from flowblend_plugins.step import StepContext
 from flowblend_plugins.trace.reporter import CallReporter
+from flowblend_plugins.types import Denoiser, KeywordsView
 
 from .block_stack import BlockStack
 from .entries import Entries
@@ -33,7 +33,7 @@ class _Memory:
 class DenoiserCache:
     """Decides for one denoiser, call by call, and keeps the residual of each of its guidance branches."""
 
-    def __init__(self, denoiser: nn.Module, signal: str, rule: SkipRule, trace: CallReporter) -> None:
+    def __init__(self, denoiser: Denoiser, signal: str, rule: SkipRule, trace: CallReporter) -> None:
         self._rule, self._trace = rule, trace
         self._signal = layout_of(denoiser).signals[signal]
         self._memories: dict[tuple[str | None, int], _Memory] = {}
@@ -56,9 +56,7 @@ class DenoiserCache:
             )
         self._first_index, self._entered_index = first_index, step.step_index
 
-    def entering(
-        self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None
-    ) -> bool | torch.Tensor:
+    def entering(self, block: nn.Module, arguments: KeywordsView, time: torch.Tensor | None) -> bool | torch.Tensor:
         step = self._trace.step
         if step is None:  # no call of the pipeline, so no step to compare with another
             return False
@@ -105,14 +103,14 @@ class TeaCacheState:
         self._entries = Entries()
 
     @contextmanager
-    def watching(self, denoiser: nn.Module, signal: str, rule: SkipRule) -> Iterator[None]:
+    def watching(self, denoiser: Denoiser, signal: str, rule: SkipRule) -> Iterator[None]:
         """The cache is on this denoiser."""
         cache = self._caches[id(denoiser)] = DenoiserCache(denoiser, signal, rule, self._trace)
         with cache.stack.attached():
             yield
 
     @hookimpl
-    def flowblend_stage_entered(self, step: StepContext, denoiser: nn.Module, reentry: str) -> None:
+    def flowblend_stage_entered(self, step: StepContext, denoiser: Denoiser, reentry: str) -> None:
         must_forget = self._entries.note(step, denoiser, reentry)
         cache = self._caches.get(id(denoiser))
         if cache is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from flowblend_plugins import StackError
 from flowblend_plugins.files.measurement import config_facts
+from flowblend_plugins.types import KeywordsView, Pipeline
 
 from ..flow_euler import FlowEuler
 from ..own_scheduler import watch_steps
@@ -19,7 +20,7 @@ from .stored import SelectedTimesteps
 
 
 def select_timesteps(
-    pipe: Any, *, calls: Sequence[Mapping[str, Any]], num_dense_steps: int, num_steps: Sequence[int]
+    pipe: Pipeline, *, calls: Sequence[KeywordsView], num_dense_steps: int, num_steps: Sequence[int]
 ) -> SelectedTimesteps:
     """Select noise levels for a pipeline from dense Euler runs; the pipeline is afterwards what it was.
 
@@ -66,7 +67,7 @@ def select_timesteps(
 
 
 @contextlib.contextmanager
-def _watched(pipe: Any) -> Iterator[list[torch.Tensor]]:
+def _watched(pipe: Pipeline) -> Iterator[list[torch.Tensor]]:
     """The pipeline sampled by Euler's method; the list receives the velocity of every step."""
     scheduler, config = pipe.scheduler, pipe._internal_dict
     euler = FlowEuler().build(scheduler)

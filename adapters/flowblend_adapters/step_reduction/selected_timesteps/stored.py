@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
+from flowblend_plugins.types import Denoiser, JsonObject, JsonView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,13 @@ class SelectedTimesteps:
     """
 
     class_name: str
-    config: Mapping[str, Any]
+    config: JsonView
     num_dense_steps: int
     num_generations: int
     guidance_scale: float | None
     selections: Mapping[int, tuple[float, ...]]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that :meth:`read` reads."""
         return _FILE.envelope(
             {
@@ -53,7 +54,7 @@ class SelectedTimesteps:
         return _FILE.read(path, "timesteps")
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SelectedTimesteps:
+    def from_json(cls, data: JsonView) -> SelectedTimesteps:
         selections = {int(count): _read_sigmas(count, sigmas) for count, sigmas in data["selections"].items()}
         scale = data["guidance_scale"]
         return cls(
@@ -79,7 +80,7 @@ class SelectedTimesteps:
             )
         return self.selections[num_inference_steps]
 
-    def differences(self, denoiser: Any) -> list[str]:
+    def differences(self, denoiser: Denoiser | None) -> list[str]:
         """Differences of the denoiser they were selected on from this one, in words."""
         return denoiser_differences(self.class_name, self.config, denoiser)
 

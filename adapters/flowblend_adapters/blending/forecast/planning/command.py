@@ -14,6 +14,7 @@ from flowblend_plugins.cli.options import GuidanceScaleOption, JsonOption
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.extras import how_to_install, is_installed
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
+from flowblend_plugins.types import Keywords
 
 from ..moments import VelocityMoments
 from .plan import Budget, Plan, PlannedStack, plan
@@ -73,7 +74,7 @@ def plan_command(
         _print(found, measured, out)
 
 
-def to_record(found: Plan, budget: Budget, measured: VelocityMoments, moments: str) -> dict[str, Any]:
+def to_record(found: Plan, budget: Budget, measured: VelocityMoments, moments: str) -> Keywords:
     """The configuration file, with the front as ``flowblend tune`` writes it; figures are predictions."""
     from importlib.metadata import version
 
@@ -136,7 +137,7 @@ def _refuse_other_calls(
         )
 
 
-def _figures(stack: PlannedStack) -> dict[str, Any]:
+def _figures(stack: PlannedStack) -> Keywords:
     psnr = stack.psnr_db
     return {
         "schedule": stack.schedule,
