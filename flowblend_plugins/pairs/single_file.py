@@ -40,18 +40,19 @@ class SingleFile:
     def __init__(self, source: str, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self.source, self.path = source, path
+        self.source: str = source
+        self.path: Path = path
         try:
             with safe_open(path, framework="pt") as file:
                 stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                self._shapes = {name: tuple(part.get_shape()) for name, part in stored.items()}
+                self._shapes: dict[str, tuple[int, ...]] = {n: tuple(part.get_shape()) for n, part in stored.items()}
                 self.metadata: dict[str, str] = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise PairError(f"{source!r} cannot be read as safetensors: {error}. {_DOWNLOAD}") from error
         own = [name for name in self._shapes if not name.startswith(_OTHER_COMPONENTS)]
         self._scales = {self._scaled(name): name for name in own if name.endswith(_SCALES)}
         kept = set(self._scales.values())
-        self.names = [name for name in own if name not in kept and not _OF_NO_MEANING_HERE.fullmatch(name)]
+        self.names: list[str] = [name for name in own if name not in kept and not _OF_NO_MEANING_HERE.fullmatch(name)]
 
     def shape(self, ending: str) -> tuple[int, ...] | None:
         """Shape of the one tensor whose name ends so; ``None`` where there is none."""
