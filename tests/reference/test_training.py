@@ -63,6 +63,19 @@ def test_a_stage_stops_when_its_time_is_used_up(tmp_path):
     assert is_complete(train.RECIPE, Job(name="text", out=tmp_path / "x", minutes=0.0)) is False
 
 
+def test_a_step_without_a_finite_gradient_is_left_out_and_too_many_are_an_error(tmp_path):
+    stage, loss = make_stage(tmp_path, minutes=1e6)
+    stage.run(loss, silent, max_steps=3)
+    before = {key: value.clone() for key, value in stage.average.items()}
+    stage.run(lambda step: loss(step) * float("nan"), silent, max_steps=5)
+    assert stage.record.facts["skipped_steps"] == 5
+    assert np.isfinite(stage.record.loss)
+    for key, value in stage.average.items():
+        assert torch.equal(value, before[key])
+    with pytest.raises(FloatingPointError, match="gradients were not finite"):
+        stage.run(lambda step: loss(step) * float("nan"), silent)
+
+
 def test_the_learning_rate_warms_up_holds_and_falls():
     settings = StageSettings(minutes=1, learning_rate=1.0, warmup_steps=10, decay_start=0.5)
     assert learning_rate_factor(0, 0.0, settings) == pytest.approx(0.1)

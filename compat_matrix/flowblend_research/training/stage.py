@@ -201,7 +201,11 @@ class Stage:
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         seconds = self._agree(clock(device) - started)
-        nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip_norm)
+        record.seconds += seconds
+        if not torch.isfinite(norm):
+            self._skip()
+            return float(loss.detach())
         for optimiser in self.optimisers:
             optimiser.step()
         # The average forgets faster at first, so that an early stop is not haunted by the initial weights.
@@ -210,8 +214,18 @@ class Stage:
         for key, value in _state(self.module).items():
             self.average[key].lerp_(value.float(), weight)
         record.steps += 1
-        record.seconds += seconds
         return float(loss.detach())
+
+    def _skip(self) -> None:
+        """Leave out a step whose gradient is not finite; raises `FloatingPointError` when more than a few are."""
+        skipped = int(self.record.facts.get("skipped_steps", 0)) + 1
+        self.record.facts["skipped_steps"] = skipped
+        self.record.steps += 1
+        if skipped > 10 + self.record.steps // 100:
+            raise FloatingPointError(
+                f"stage {self.record.name}: {skipped} of {self.record.steps} gradients were not finite; "
+                f"lower the learning rate, or remove {self.folder} and start the stage again"
+            )
 
     def run(
         self, loss_function: LossFunction, report: Callable[[StageRecord, float], None], max_steps: int = 0
@@ -224,7 +238,8 @@ class Stage:
         while self.progress < 1.0 and (max_steps == 0 or done < max_steps):
             loss = self._step(loss_function)
             done += 1
-            record.loss = loss if math.isnan(record.loss) else 0.98 * record.loss + 0.02 * loss
+            if math.isfinite(loss):
+                record.loss = loss if math.isnan(record.loss) else 0.98 * record.loss + 0.02 * loss
             now = time.monotonic()
             if now - last_report > 15.0:
                 record.losses.append((record.steps, round(record.loss, 5)))
