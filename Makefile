@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAST := tests/schedule tests/plugins tests/house tests/report tests/pair tests/exactness/test_oracles.py tests/matrix/test_planning.py
 INSTALLED := $(VENV)/.installed
+CHECKPOINTS := compat_matrix/flowblend_research/checkpoints/reference-ltx
 
 .PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-ltx train-reference-distilled behaviour-card clean
 
@@ -56,7 +57,8 @@ paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: doc
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_research.training.wan.train --out out/train-reference
 
-train-reference-ltx: $(INSTALLED)  ## train the LTX pair from nothing (a day on two cores); resumes
+train-reference-ltx: $(INSTALLED)  ## train the LTX pair (a day on two cores); goes on from the committed checkpoints, or from nothing with CHECKPOINTS=
+	@mkdir -p out && { [ -e out/train-reference-ltx ] || [ -z "$(CHECKPOINTS)" ] || cp -r $(CHECKPOINTS) out/train-reference-ltx; }
 	$(BIN)/python -m flowblend_research.training.ltx.train --out out/train-reference-ltx
 
 train-reference-distilled: $(INSTALLED)  ## distil the embedded pair to 8 and 4 steps (an hour on a CPU); resumes

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flowblend_compat_matrix.reference.world import WORLD
+from flowblend_research.training.checkpoints import keep
 from flowblend_research.training.latents import drawing, encode_shard, load_dataset
 from flowblend_research.training.optimiser import Muon, orthogonalise
 from flowblend_research.training.stage import Stage, StageSettings, learning_rate_factor
@@ -61,6 +62,18 @@ def test_a_stage_stops_when_its_time_is_used_up(tmp_path):
     stage.run(loss, silent)
     assert 0.5 <= stage.record.seconds < 3.0
     assert is_complete(train.RECIPE, Job(name="text", out=tmp_path / "x", minutes=0.0)) is False
+
+
+def test_a_small_checkpoint_goes_on_from_the_moving_average(tmp_path):
+    stage, loss = make_stage(tmp_path / "out" / "toy", minutes=1e6)
+    stage.run(loss, silent, max_steps=5)
+    assert keep(tmp_path / "out", tmp_path / "kept") == ["toy"]
+    again, loss = make_stage(tmp_path / "kept" / "toy", seed=1, minutes=1e6)
+    assert again.record.steps == 5
+    for key, value in again.module.state_dict().items():
+        torch.testing.assert_close(value, stage.average[key], rtol=1e-3, atol=1e-3)
+    again.run(loss, silent, max_steps=5)
+    assert again.record.steps == 10
 
 
 def test_a_step_without_a_finite_gradient_is_left_out_and_too_many_are_an_error(tmp_path):

@@ -176,7 +176,7 @@ def classifier_loss(
     classifier: AttributeClassifier, videos: torch.Tensor, labels: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """Cross-entropy of everything that is labelled."""
-    # On CPUs in float32: with AVX512-BF16 the gradient of the first convolution in bfloat16 is now and then not a number.
+    # Float32 on CPUs: with AVX512-BF16 a gradient of the first convolution is now and then not a number.
     with torch.autocast(videos.device.type, torch.bfloat16, enabled=videos.device.type != "cpu"):
         output = classifier(videos)
     loss = functional.cross_entropy(output["kind"].float(), labels["kind"])

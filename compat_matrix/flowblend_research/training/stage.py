@@ -157,11 +157,12 @@ class Stage:
     def _resume(self) -> None:
         device = next(self.module.parameters()).device
         self.record = StageRecord(**json.loads((self.folder / "record.json").read_text()))
-        self.module.load_state_dict(load_file(self.folder / "model.safetensors", device=str(device)))
         average = load_file(self.folder / "average.safetensors", device=str(device))
         self.average = {name: tensor.float() for name, tensor in average.items()}
-        if not (self.folder / "optimisers.pt").exists():
-            return  # a checkpoint from the repository; momenta are rebuilt in some dozens of steps
+        if not (self.folder / "model.safetensors").exists():  # what `checkpoints` keeps; momenta are soon rebuilt
+            self.module.load_state_dict(self.average)
+            return
+        self.module.load_state_dict(load_file(self.folder / "model.safetensors", device=str(device)))
         states = torch.load(self.folder / "optimisers.pt", weights_only=True, map_location=device)
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(state)
