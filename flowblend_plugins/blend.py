@@ -127,6 +127,11 @@ class Blend:
         """
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         if getattr(scheduler, "ignores_pipeline", False):  # a sampler of ours that has a list of its own
+            if call_arguments.get("timesteps") is not None or call_arguments.get("denoise_strength", 1.0) < 1.0:
+                raise RoutingError(
+                    "an adapter chooses the noise levels of this pass when the call is made, by its timesteps and "
+                    "denoise_strength, so they are not known before."
+                )
             scheduler.set_timesteps(num_inference_steps)
         else:
             call_arguments = {"num_inference_steps": num_inference_steps, **call_arguments}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,6 +51,9 @@ class Distilled(Adapter):
     sampler: Sampler | None = None
     guidance_scale: float = 1.0
     lora_scale: float = 1.0
+
+    second_pass_sigmas: ClassVar[tuple[float, ...]] = ()
+    """Noise levels of a second pass (a call with ``denoise_strength`` below 1), where it has levels of its own."""
 
     name: ClassVar[str] = "distilled"
     suggested: ClassVar[tuple[str, ...]] = ("distilled(num_inference_steps=8)", "distilled(num_inference_steps=4)")
@@ -156,17 +159,54 @@ class AttachedDistilled(AttachedSolver):
         self._adapter = adapter
         self._weights = weights
         self._target = target
+        self._levels: tuple[float, ...] = getattr(scheduler, "pinned_sigmas", ())
 
     @hookimpl
     def flowblend_configure_generation(self, pipeline: Pipeline, call_arguments: Keywords) -> None:
+        own_list = self._choose_levels(call_arguments) if self._adapter.second_pass_sigmas and self._levels else {}
         super().flowblend_configure_generation(pipeline, call_arguments)
+        call_arguments |= own_list
         set_guidance(self._adapter.name, pipeline, call_arguments, self._adapter.guidance_scale)
         for of_one in self._weights.values():
             of_one.check_in_use(self._target, self._adapter.name)
         if hasattr(self._scheduler, "call_generator"):
             self._scheduler.call_generator = call_arguments.get("generator")
 
+    def _choose_levels(self, call_arguments: Keywords) -> dict[str, Any]:
+        """Sample at the levels of the first or the second pass; timesteps of the call that say the same are kept.
+
+        Returns:
+            The call's own timesteps, which are taken out of it.
+
+        Raises:
+            StackError: the call's timesteps are those of neither pass.
+        """
+        second = self._adapter.second_pass_sigmas
+        started = (1.0, *second)  # of which denoise_strength leaves out the first
+        timesteps = call_arguments.pop("timesteps", None)
+        self._scheduler.pinned_sigmas = None
+        if timesteps is None:
+            is_second = call_arguments.get("denoise_strength", 1.0) < 1.0
+            self._scheduler.pinned_sigmas = started if is_second else self._levels
+            return {}
+        given = [float(timestep) / 1000.0 for timestep in timesteps]
+        if not any(_are_same_levels(given, own) for own in (self._levels, second, started)):
+            listed = " or ".join(str([round(1000 * level, 2) for level in own]) for own in (self._levels, started))
+            raise StackError(
+                f"the call gives timesteps={list(map(float, timesteps))}, and {self._adapter.name!r} was distilled for "
+                f"{listed} (the second pass). Leave timesteps out of the call, or leave out {self._adapter.name!r}."
+            )
+        return {"timesteps": timesteps}
+
     @hookimpl
     def flowblend_generation_finished(self) -> None:
+        if self._levels:
+            self._scheduler.pinned_sigmas = self._levels
         if hasattr(self._scheduler, "call_generator"):
             self._scheduler.call_generator = None
+
+
+def _are_same_levels(given: Sequence[float], own: Sequence[float]) -> bool:
+    """Whether two lists of noise levels agree to three digits, but for a last one that is all but 0."""
+    few, many = ([level for level in levels if level > 1e-3] for levels in (given, own))
+    return len(few) == len(many) and all(abs(a - b) < 1e-3 for a, b in zip(few, many, strict=True))

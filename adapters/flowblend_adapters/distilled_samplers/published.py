@@ -84,13 +84,15 @@ class FastWan(Distilled):
 class LTXDistilled(Distilled):
     """LTX-Video's distilled models, 0.9.7 and 0.9.8: 8 steps at fixed noise levels. The weights must be given.
 
-    Source: diffusers' page on LTX-Video (the first pass), and configs/ltxv-13b-0.9.7-distilled.yaml of
+    A call with ``denoise_strength`` below 1 is the second pass, after the latent upsampler, at three levels of its own.
+    Source: diffusers' page on LTX-Video (both passes), and configs/ltxv-13b-0.9.7-distilled.yaml of
     Lightricks/LTX-Video, whose 7 levels are the same to four digits without the last, which is all but 0.
     """
 
     sigmas: tuple[float, ...] | None = (1.0, 0.993, 0.987, 0.981, 0.975, 0.909, 0.725, 0.00003)
     sampler: Sampler | None = "euler"
 
+    second_pass_sigmas: ClassVar[tuple[float, ...]] = (0.909, 0.725, 0.421)
     name: ClassVar[str] = "ltx_distilled"
     suggested: ClassVar[tuple[str, ...]] = ()
     traits: ClassVar[AdapterTraits] = _ON_LTX

@@ -28,10 +28,14 @@ def pin_sigmas(scheduler: Scheduler, sigmas: Sequence[float]) -> None:
 
     @functools.wraps(base.set_timesteps)  # pipelines read off its signature what it takes
     def set_timesteps(self: Any, num_inference_steps: Any = None, device: Any = None, **handed: Any) -> None:
-        base.set_timesteps(self, device=device, sigmas=np.array(sigmas))
+        if self.pinned_sigmas is None:
+            base.set_timesteps(self, num_inference_steps, device=device, **handed)
+        else:
+            base.set_timesteps(self, device=device, sigmas=np.array(self.pinned_sigmas))
 
     # With the mark its timesteps are known before the call, whatever pipeline it is in.
     give(scheduler, set_timesteps=set_timesteps, ignores_pipeline=True)
+    scheduler.pinned_sigmas = tuple(sigmas)  # None for a call whose own list is to be used
 
 
 def finish_flow(scheduler: Scheduler) -> None:
