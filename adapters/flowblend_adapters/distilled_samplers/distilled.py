@@ -172,7 +172,7 @@ class AttachedDistilled(AttachedSolver):
         if hasattr(self._scheduler, "call_generator"):
             self._scheduler.call_generator = call_arguments.get("generator")
 
-    def _choose_levels(self, call_arguments: Keywords) -> dict[str, Any]:
+    def _choose_levels(self, call_arguments: Keywords) -> Keywords:
         """Sample at the levels of the first or the second pass; timesteps of the call that say the same are kept.
 
         Returns:
