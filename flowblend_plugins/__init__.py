@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from .contract.adapter import Adapter, AttachTarget
+from .contract.call import DenoiserCall
 from .contract.markers import hookimpl
-from .contract.traits import AdapterTraits
+from .contract.traits import AdapterTraits, Composition, Family, Verdict
 from .errors import (
     AdapterError,
     ClockError,
@@ -15,12 +16,14 @@ from .errors import (
     RoutingError,
     ScheduleError,
     StackError,
+    UsageError,
 )
 from .files.configuration import read_configuration
 from .moved import redirect
 from .pairs.preset import PairPreset
 from .schedule import Stage, StageSchedule
-from .step import StepContext
+from .step import Outcome, StepContext
+from .types import Denoiser, Pipeline
 
 if TYPE_CHECKING:
     from .api import enable
@@ -36,10 +39,16 @@ __all__ = [
     "AttachTarget",
     "Blend",
     "ClockError",
+    "Composition",
+    "Denoiser",
+    "DenoiserCall",
+    "Family",
     "FlopCountError",
     "FlowBlendError",
+    "Outcome",
     "PairError",
     "PairPreset",
+    "Pipeline",
     "PluginError",
     "RoutingError",
     "ScheduleError",
@@ -48,6 +57,8 @@ __all__ = [
     "StageSchedule",
     "StepContext",
     "Trace",
+    "UsageError",
+    "Verdict",
     "enable",
     "hookimpl",
     "read_configuration",

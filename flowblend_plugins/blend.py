@@ -34,8 +34,7 @@ from .routing.clock import Clock
 from .routing.replay import Recording, Tape
 from .routing.router import ModelRouter, router_of
 from .schedule import StageSchedule
-from .step import StepContext
-from .trace.generation import Outcome
+from .step import Outcome, StepContext
 from .trace.trace import Trace
 from .types import Keywords, Pipeline
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .schedule import Stage
+
+Outcome = Literal["compute", "reuse", "predict"]
+"""Work of a denoiser at one call: all of it, its cached answer, or an answer made from others."""
+
+OUTCOMES: tuple[Outcome, ...] = ("compute", "reuse", "predict")
 
 
 class StepContext(NamedTuple):

@@ -19,7 +19,7 @@ from ..types import KeywordsView
 
 if TYPE_CHECKING:
     from ..blend import Blend
-    from ..trace.generation import Outcome
+    from ..step import Outcome
 
 
 @dataclass(frozen=True)

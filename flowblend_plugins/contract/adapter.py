@@ -16,8 +16,7 @@ if TYPE_CHECKING:  # plugin modules import this one, and should not pay for torc
 
     from ..pairs.preset import PairPreset
     from ..schedule import StageSchedule
-    from ..step import StepContext
-    from ..trace.generation import Outcome
+    from ..step import Outcome, StepContext
     from ..trace.reporter import CallReporter
 
 

@@ -28,8 +28,7 @@ from torch import nn
 
 from ..contract.adapter import Adapter
 from ..errors import RoutingError
-from ..step import StepContext
-from ..trace.generation import Outcome
+from ..step import Outcome, StepContext
 from ..types import Args, Output
 
 

@@ -1,6 +1,6 @@
 """Records of what ran and what it cost: generations, traces and FLOPs."""
 
-from .generation import Outcome
+from ..step import Outcome
 from .trace import Trace
 
 __all__ = ["Outcome", "Trace"]

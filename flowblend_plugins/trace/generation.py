@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from ..step import StepContext
+from ..step import Outcome, StepContext
 from .flops import CallInputs
-
-Outcome = Literal["compute", "reuse", "predict"]
-OUTCOMES: tuple[Outcome, ...] = ("compute", "reuse", "predict")
 
 
 class CallRecord(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..step import StepContext
+from ..step import Outcome, StepContext
 from ..types import Args, KeywordsView
 from .flops import CallInputs, describe_inputs
-from .generation import CallRecord, Generation, Outcome
+from .generation import CallRecord, Generation
 
 
 class Answering(NamedTuple):

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .generation import OUTCOMES, CallRecord, Generation, GenerationFlops
+from ..step import OUTCOMES
+from .generation import CallRecord, Generation, GenerationFlops
 
 
 def summarize(generation: Generation, schedule: str, flops: GenerationFlops | str) -> str:

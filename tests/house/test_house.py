@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +75,21 @@ def test_docstrings_open_with_a_plain_sentence() -> None:
     listed = subprocess.run([sys.executable, counts, "-v"], cwd=ROOT, capture_output=True, text=True).stdout
     bad = [line for line in listed.splitlines() if re.search(r"opens with '|has fewer than", line)]
     assert not bad, "\n".join(bad)
+
+
+def test_the_architecture_page_shows_the_layers_and_imports_that_there_are() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "update_architecture.py"))
+    page = made["PAGE"].read_text()
+    assert made["page_with_drawings"](page) == page, "run: python docs/update_architecture.py"
+    assert set(re.findall(r"<!-- layers of (\w+) -->", page)) == {*made["layers"]()}
+
+
+def test_adapters_import_what_runs_a_pipeline_by_its_module_so_that_the_contract_sees_it() -> None:
+    lazy = {"enable", "Blend", "Trace"}  # what the root of the core imports only when it is asked for
+    for path in (ROOT / "adapters").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "flowblend_plugins":
+                taken = sorted(lazy & {alias.name for alias in node.names})
+                assert not taken, (
+                    f"{path.relative_to(ROOT)}: import {taken} from .api, .blend or .trace"
+                )

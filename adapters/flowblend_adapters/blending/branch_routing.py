@@ -1,4 +1,8 @@
-"""Branch routing: the large denoiser where the text is, the small one for the unconditional branch."""
+"""Branch routing: the large denoiser where the text is, the small one for the unconditional branch.
+
+It does not pay (docs/blending.md has what was measured). It stays as the worked example of ``flowblend_route``, which
+docs/hooks.md points to: a hook that overrules the schedule by guidance branch.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
-from flowblend_plugins.contract.traits import Family
-from flowblend_plugins.errors import AdapterError
+from flowblend_plugins import Adapter, AdapterError, AdapterTraits, AttachTarget, Family, hookimpl
 
 from .residual import SMALL
 
 if TYPE_CHECKING:
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 UNCOND = "uncond"
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, hookimpl
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, hookimpl
 
 from .corrected import faded
 from .residual import SMALL, Residuals, noise_level, velocity_of, with_velocity
@@ -22,7 +21,7 @@ from .residual import SMALL, Residuals, noise_level, velocity_of, with_velocity
 if TYPE_CHECKING:
     import torch
 
-    from flowblend_plugins.contract.call import DenoiserCall
+    from flowblend_plugins import DenoiserCall
 
 
 @dataclass(frozen=True, kw_only=True)

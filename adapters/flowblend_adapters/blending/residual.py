@@ -10,8 +10,7 @@ from flowblend_plugins.types import Args, Keywords, Output
 if TYPE_CHECKING:
     import torch
 
-    from flowblend_plugins.contract.call import DenoiserCall
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import DenoiserCall, StepContext
 
 SMALL = "S"
 

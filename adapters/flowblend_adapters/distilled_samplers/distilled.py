@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from ..step_reduction.attached_solver import AttachedSolver

@@ -14,10 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, StepContext, hookimpl
 from flowblend_plugins.contract.stack import is_guided
-from flowblend_plugins.contract.traits import Family
-from flowblend_plugins.step import StepContext
 from flowblend_plugins.types import Keywords, KeywordsView, Pipeline
 
 from ..step_reduction.attached_solver import AttachedSolver

@@ -12,8 +12,7 @@ from flowblend_plugins.types import Denoiser, Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins import Outcome, StepContext
     from flowblend_plugins.trace.reporter import CallReporter
 
 

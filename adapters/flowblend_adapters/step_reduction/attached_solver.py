@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from flowblend_plugins import StackError, hookimpl
-from flowblend_plugins.step import StepContext
+from flowblend_plugins import StackError, StepContext, hookimpl
 from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 
 from .solver_history import forget_solver_history

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 from flowblend_plugins.pipelines.source import read_source
 from flowblend_plugins.types import Keywords, Pipeline, Scheduler
 

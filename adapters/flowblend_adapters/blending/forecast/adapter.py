@@ -21,8 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.types import Output, Pipeline
 
 from ..residual import SMALL, noise_level, velocity_of, with_velocity
@@ -31,8 +30,7 @@ from .moments import BATCHED_BRANCHES, Place, VelocityMoments, guides_in_one_bat
 if TYPE_CHECKING:
     import torch
 
-    from flowblend_plugins.contract.call import DenoiserCall
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import DenoiserCall, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)

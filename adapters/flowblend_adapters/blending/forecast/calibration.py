@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowblend_plugins import StackError, Trace, enable
+from flowblend_plugins import StackError
+from flowblend_plugins.api import enable
 from flowblend_plugins.files.measurement import config_facts
+from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from ..residual import velocity_of

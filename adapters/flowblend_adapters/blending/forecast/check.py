@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from flowblend_plugins import StackError, enable, hookimpl
+from flowblend_plugins import StackError, hookimpl
+from flowblend_plugins.api import enable
 from flowblend_plugins.types import KeywordsView, Pipeline
 
 from ..residual import SMALL

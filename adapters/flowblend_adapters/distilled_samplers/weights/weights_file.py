@@ -140,7 +140,7 @@ def _pickle_suffixes() -> tuple[str, ...]:
 
 
 def _of_hub(source: str) -> Path | None:
-    from flowblend_plugins.errors import PairError
+    from flowblend_plugins import PairError
     from flowblend_plugins.pairs.single_file import find_single_file  # which loads torch
 
     try:

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError
 from flowblend_plugins.types import Denoiser, Output, Pipeline
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers

@@ -21,7 +21,7 @@ from ..observed_calls import Probe, observed_calls, probe_beneath
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 _Branch = tuple["str | None", int]
 

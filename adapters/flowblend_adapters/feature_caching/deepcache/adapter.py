@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.types import Denoiser, Pipeline
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
@@ -24,7 +23,7 @@ from .helper import SteeredHelper, find_helper, left_as_found, names_by_key, res
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 _LAYERS_PER_BLOCK = 3  # how the package numbers branches: branch 4 is layer 1 of block 1
 

@@ -10,7 +10,7 @@ from flowblend_plugins import StackError
 from flowblend_plugins.types import Denoiser, Keywords
 
 if TYPE_CHECKING:
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 _KEY_PARTS = ("blocktype", "block_name", "block_i", "layer_i")
 Key = tuple[str, str, int, int]

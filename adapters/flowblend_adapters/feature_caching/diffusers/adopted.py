@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided, setting_of
-from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from ..observed_calls import Probe, observed_calls
@@ -26,8 +25,7 @@ from .native_cache import StageEntries, enabled_cache, hooks_named, restored_hoo
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins import Outcome, StepContext
 
 
 class _NativeKind(NamedTuple):

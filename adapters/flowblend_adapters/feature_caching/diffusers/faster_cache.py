@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import AdapterTraits, AttachTarget, StackError, hookimpl
+from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided
-from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from ..chosen_denoisers import choose_denoisers
@@ -27,7 +26,7 @@ from .root_hook import kept_root_hook
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 # Denoisers whose input and output are video latents with the guidance branches in one batch, and the order of their
 # axes. Others take packed tokens (LTX) or one branch a call (Wan), so uncond cannot be estimated.

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import AdapterTraits, AttachTarget
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Denoiser
 
 from .mag_ratios import MagRatios
@@ -23,7 +22,7 @@ from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_bloc
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 
 @dataclass(frozen=True, kw_only=True)

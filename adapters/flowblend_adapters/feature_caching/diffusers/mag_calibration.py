@@ -10,9 +10,11 @@ from typing import Any
 from diffusers import MagCacheConfig
 from torch import nn
 
-from flowblend_plugins import StackError, Trace, enable
+from flowblend_plugins import StackError
+from flowblend_plugins.api import enable
 from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.pipelines.source import opens_cache_contexts
+from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .mag_cache import MagCache, mag_states

@@ -22,8 +22,7 @@ from ..observed_calls import observed_calls, probe_beneath
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins import Outcome, StepContext
 
 BeforeCall = Callable[["StepContext", bool], None]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowblend_plugins import AttachTarget, StackError
 
 if TYPE_CHECKING:
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 
 class PipelineTimestep:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import AdapterTraits, AttachTarget, StackError
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError
 from flowblend_plugins.types import Denoiser, Keywords
 
 from .native_cache import BeforeCall, NativeCache

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import AdapterTraits, AttachTarget
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Args, Denoiser, Keywords, Output, Pipeline
 
 from .native_cache import BeforeCall, NativeCache, StageEntries, transformer_blocks
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins import Outcome, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from flowblend_plugins import AdapterTraits, AttachTarget, StackError
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError
 from flowblend_plugins.types import Denoiser
 
 from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
@@ -21,7 +20,7 @@ from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_bloc
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowblend_plugins.step import StepContext
+    from flowblend_plugins import StepContext
 
 # diffusers' own default is matched in full against names like "blocks.0.attn1" and ends in "attn", so it fits none.
 ATTENTION_OF_BLOCKS = r"(?:\w+_)?blocks\.\d+\.attn\d*"

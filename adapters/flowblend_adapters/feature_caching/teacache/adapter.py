@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 
 from ..chosen_denoisers import check_stage_options, choose_denoisers
 from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
@@ -22,8 +21,7 @@ from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
 from .rule import SkipRule
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
-    from flowblend_plugins.step import StepContext
-    from flowblend_plugins.trace.generation import Outcome
+    from flowblend_plugins import Outcome, StepContext
 
     from .state import TeaCacheState
 

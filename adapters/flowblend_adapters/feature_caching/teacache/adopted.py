@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowblend_plugins import Adapter, AdapterTraits, AttachTarget
-from flowblend_plugins.contract.traits import Family
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowblend_plugins import FlowBlendError, Trace, enable
-from flowblend_plugins.step import StepContext
+from flowblend_plugins import FlowBlendError, StepContext
+from flowblend_plugins.api import enable
+from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .adapter import FORCED_STEPS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowblend_plugins.step import StepContext
+from flowblend_plugins import StepContext
 from flowblend_plugins.types import Denoiser
 
 

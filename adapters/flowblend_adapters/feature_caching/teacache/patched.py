@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from flowblend_plugins import StackError, hookimpl
-from flowblend_plugins.step import StepContext
+from flowblend_plugins import StackError, StepContext, hookimpl
 from flowblend_plugins.trace.reporter import CallReporter
 from flowblend_plugins.types import Denoiser, Keywords, Output
 

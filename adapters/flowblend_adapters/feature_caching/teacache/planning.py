@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace.generation import Outcome
+from flowblend_plugins import Outcome, StepContext
 
 from .rule import Accumulator, SkipRule
 from .signals import relative_change, time_signal

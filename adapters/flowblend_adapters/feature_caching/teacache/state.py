@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from flowblend_plugins import RoutingError, hookimpl
-from flowblend_plugins.step import StepContext
+from flowblend_plugins import RoutingError, StepContext, hookimpl
 from flowblend_plugins.trace.reporter import CallReporter
 from flowblend_plugins.types import Denoiser, KeywordsView
 

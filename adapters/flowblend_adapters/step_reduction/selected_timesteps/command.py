@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from flowblend_plugins import UsageError
 from flowblend_plugins.cli.calibrate import Calibrated, CalibrationRequest, calibrate_command
-from flowblend_plugins.errors import UsageError
 
 
 @calibrate_command("out/timesteps.json", "The JSON file for unipc(timesteps=FILE).", without=["small"])

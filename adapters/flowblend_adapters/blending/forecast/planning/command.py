@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flowblend_plugins import UsageError
 from flowblend_plugins.cli.options import GuidanceScaleOption, JsonOption
-from flowblend_plugins.errors import UsageError
 from flowblend_plugins.extras import how_to_install, is_installed
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 from flowblend_plugins.types import Keywords

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flowblend_plugins.errors import UsageError
+from flowblend_plugins import UsageError
 
 from ..moments import RIDGE, Place, VelocityMoments
 from ..sampler import Sampler

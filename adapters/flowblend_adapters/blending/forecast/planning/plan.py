@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from flowblend_plugins.errors import UsageError
+from flowblend_plugins import UsageError
 
 from ..moments import VelocityMoments
 from ..sampler import Sampler
