@@ -90,6 +90,4 @@ def test_adapters_import_what_runs_a_pipeline_by_its_module_so_that_the_contract
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "flowblend_plugins":
                 taken = sorted(lazy & {alias.name for alias in node.names})
-                assert not taken, (
-                    f"{path.relative_to(ROOT)}: import {taken} from .api, .blend or .trace"
-                )
+                assert not taken, f"{path.relative_to(ROOT)}: import {taken} from .api, .blend or .trace"
