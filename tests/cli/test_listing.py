@@ -18,6 +18,7 @@ from flowblend_plugins import PairPreset, __version__
 from flowblend_plugins.api import enable
 from flowblend_plugins.cli import doctor
 from flowblend_plugins.manager import make_plugin_manager
+from flowblend_plugins.step import Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 BLOCKS = dict(re.findall(r"```text\n\$ flowblend ?(.*?) ?--help\n(.*?)```", PAGE.read_text(), re.S))
@@ -99,7 +100,8 @@ def test_help_loads_no_torch() -> None:
 
 
 def test_everything_the_package_names_is_there() -> None:
-    for name in flowblend_plugins.__all__:
+    assert flowblend_plugins.Outcome is Outcome  # an alias of typing's Literal has typing for its module
+    for name in {*flowblend_plugins.__all__} - {"Outcome"}:
         assert getattr(flowblend_plugins, name).__module__.startswith(("flowblend_plugins", "pluggy"))
     assert {*flowblend_plugins.__all__} <= {*dir(flowblend_plugins)}
     assert flowblend_plugins.enable is enable
