@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from torch import nn
 
 from .contract.adapter import Adapter, AttachTarget
+from .contract.markers import hookimpl
 from .contract.stack import judge_adapters, setting_of
 from .contract.traits import Composition, Reason, StackSetting, refuse_together
 from .errors import AdapterError, FlowBlendError, RoutingError, StackError
 from .manager import FlowblendPluginManager, PluginOrigin, adapters_by_name, adopted_adapters
-from .pipelines.standing import Watch, marks_on
+from .pipelines.components import called_denoisers
+from .pipelines.large_alone import mirrored, refuse_what_fits_one
+from .pipelines.standing import PATCH_KINDS, Patch, Watch, marks_on, patches_on
 from .schedule import StageSchedule
 from .types import Pipeline
 
@@ -43,8 +48,9 @@ class AttachedStack:
     ) -> None:
         self._pipe, self._slot, self._schedule, self._reentry = pipe, slot, schedule, reentry
         self._requested, self._manager = tuple(requested), manager
-        self._sets = {name: frozenset(kind.traits.sets) for name, kind in adapters_by_name(manager).items()}
+        self._known = {name: kind.traits for name, kind in adapters_by_name(manager).items()}
         self._on: contextlib.ExitStack | None = None
+        self._during = contextlib.ExitStack()
         self._watch: Watch | None = None
 
     def choose(self) -> None:
@@ -68,11 +74,16 @@ class AttachedStack:
         self._target, self._guards = target, guards
         self._own_scheduler = self._pipe.scheduler
         with contextlib.ExitStack() as undo:
+            large, others = target.denoisers["L"], self._answering_for_the_large(target)
+            refuse_what_fits_one(self._pipe, large, others)
+            undo.enter_context(mirrored(large, others, self._unexplained(patches_on(large)), self._taken_over()))
             self._attach_adapters(target, undo)
             for name, attach in guards:
                 self._add(attach(target), name, undo)
-            self._watch = Watch(self._pipe, target.denoisers, frozenset().union(*self._sets.values()))
+            marks = frozenset[str]().union(*(traits.sets for traits in self._known.values()))
+            self._watch = Watch(self._pipe, target.denoisers, marks)
             self._scheduler = self._pipe.scheduler
+            self._add(self, "attached stack", undo)
             self._on = undo.pop_all()
 
     def detach(self) -> None:
@@ -95,6 +106,46 @@ class AttachedStack:
             self.detach()
         self.choose()
         self.attach(self._target, self._guards)
+
+    @hookimpl
+    def flowblend_stage_entered(self, denoiser: nn.Module) -> None:
+        """Mirror, or refuse, what the pipeline has set on the large denoiser since the generation began."""
+        assert self._watch is not None
+        others = self._answering_for_the_large(self._target)
+        if not any(denoiser is other for other in others.values()):
+            return
+        found = self._watch.changes()
+        came = [
+            Patch(*key[1:], value)  # type: ignore[arg-type]
+            for key, value in found.items()
+            if key[0] == "L" and key[1] in PATCH_KINDS and value is not None
+        ]
+        self._during.enter_context(mirrored(self._target.denoisers["L"], others, self._unexplained(came)))
+
+    @hookimpl
+    def flowblend_generation_finished(self) -> None:
+        self._during.close()
+
+    def _answering_for_the_large(self, target: AttachTarget) -> dict[str, nn.Module]:
+        """The denoisers that may be called in the large one's place, by letter."""
+        hosts = called_denoisers(self._pipe, self._slot)
+        hooks = self._manager.hook
+        is_open = hooks.flowblend_route.get_hookimpls() or hooks.flowblend_answer.get_hookimpls()
+        is_open = is_open or any(adapter.traits.wraps in ("route", "answer") for adapter in self.adapters)
+        return {
+            letter: denoiser
+            for letter, denoiser in target.denoisers.items()
+            if (is_open or letter in self._schedule.letters) and not any(denoiser is host for host in hosts)
+        }
+
+    def _taken_over(self) -> frozenset[str]:
+        return frozenset[str]().union(*(adapter.traits.sets for adapter in self.adapters))
+
+    def _unexplained(self, patches: Iterable[Patch]) -> list[Patch]:
+        """Patches, without each ``forward`` of a technique that sets one, as the attribute that it sets tells."""
+        large = getattr(self._pipe, self._slot)
+        marks = [marks_on(large, traits.sets) for traits in self._known.values() if traits.wraps == "forward"]
+        return [patch for patch in patches if not (any(marks) and patch.kind in ("forward", "class forward"))]
 
     def _attach_adapters(self, target: AttachTarget, undo: contextlib.ExitStack) -> None:
         """Attach every adapter; what several of them refuse only now is refused together."""
@@ -126,10 +177,9 @@ class AttachedStack:
     def _unclaimed(self) -> Iterator[Reason]:
         """Reasons against accelerations that are switched on, as adapters declare, and not taken over."""
         denoiser = getattr(self._pipe, self._slot)
-        taken = frozenset[str]().union(*(adapter.traits.sets for adapter in self.adapters))
-        for name, sets in self._sets.items():
-            on = sorted(mark for mark, value in marks_on(denoiser, sets).items() if value)
-            if on and taken.isdisjoint(on):
+        for name, traits in self._known.items():
+            on = sorted(mark for mark, value in marks_on(denoiser, traits.sets).items() if value)
+            if on and self._taken_over().isdisjoint(on):
                 yield Reason(
                     Composition.REFUSED,
                     f"{', '.join(on)} is set on the {type(denoiser).__name__}, so what {name!r} takes over is switched "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -19,6 +19,9 @@ from ..types import Keywords, KeywordsView, Pipeline
 # Where a weight lies and in which precision changes nothing of what is computed with it.
 _PLACEMENT = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
 _PIPELINE = "pipeline"
+
+PatchKind = Literal["hook", "forward", "class forward", "processor", "backend"]
+PATCH_KINDS = get_args(PatchKind)
 
 
 class Patch(NamedTuple):
@@ -32,7 +35,7 @@ class Patch(NamedTuple):
         value: what was set.
     """
 
-    kind: Literal["hook", "forward", "class forward", "processor", "backend"]
+    kind: PatchKind
     path: str
     name: str
     value: Any
@@ -135,7 +138,7 @@ class Watch:
         ]
         self._processors = [vars(processor) for processor in processors if hasattr(processor, "__dict__")]
         self._children = [own["_modules"] for own in (vars(d) for d in self._denoisers.values())]
-        self._children += [child._modules for d in self._denoisers.values() for child in _block_lists(d).values()]
+        self._children += [child._modules for d in self._denoisers.values() for child in block_lists(d).values()]
         kinds = {above for kind in set(map(type, modules)) for above in _own_classes(kind)}
         self._classes = [vars(kind) for kind in kinds]
         roots = [*self._denoisers.values()]
@@ -162,12 +165,13 @@ class Watch:
         ]
 
 
-def _block_lists(denoiser: nn.Module) -> dict[str, nn.ModuleList]:
+def block_lists(denoiser: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of blocks directly under a denoiser, by name."""
     return {name: child for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)}
 
 
 def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, blocks in _block_lists(denoiser).items():
+    for name, blocks in block_lists(denoiser).items():
         yield from ((f"{name}.{index}", block) for index, block in enumerate(blocks))
 
 

@@ -62,6 +62,7 @@ class AdoptedNap(fb.Adapter):
         family=Family.FEATURE_CACHING,
         carries_step_state=True,
         tells_branches_apart=False,
+        wraps="forward",
         sets=frozenset({"nap_enabled"}),
     )
 
