@@ -120,7 +120,8 @@ class AttachedStack:
             for key, value in found.items()
             if key[0] == "L" and key[1] in PATCH_KINDS and value is not None
         ]
-        self._during.enter_context(mirrored(self._target.denoisers["L"], others, self._unexplained(came)))
+        if came:
+            self._during.enter_context(mirrored(self._target.denoisers["L"], others, self._unexplained(came)))
 
     @hookimpl
     def flowblend_generation_finished(self) -> None:

@@ -55,11 +55,13 @@ def mirrored(
     wanted = [patch for patch in patches if not _is_claimed(patch, claimed) and not _is_default(patch, large)]
     with contextlib.ExitStack() as undo:
         for letter, other in others.items():
-            present = {_kind_of(patch) for patch in patches_on(other)}
+            present, done = {_kind_of(patch) for patch in patches_on(other)}, set[tuple[Any, ...]]()
             for patch in wanted:
-                if _kind_of(patch) not in present:
-                    for module in _places(patch, large, letter, other):
+                kind = _kind_of(patch)
+                for module in () if kind in present else _places(patch, large, letter, other):
+                    if (*kind, module) not in done:
                         undo.enter_context(_put_on(patch, module))
+                        done.add((*kind, module))
         yield
 
 
@@ -94,7 +96,7 @@ def _residuals_of(denoiser: Any) -> str:
     if "block_out_channels" in config:
         keys = ("block_out_channels", "layers_per_block", "down_block_types")
         return ", ".join(f"{key}={config.get(key)}" for key in keys)
-    return f"width={config.get('num_attention_heads', 0) * config.get('attention_head_dim', 0)}"
+    return f"width={(config.get('num_attention_heads') or 0) * (config.get('attention_head_dim') or 0)}"
 
 
 def _changes_denoisers(guider: Any) -> bool:

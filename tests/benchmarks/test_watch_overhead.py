@@ -10,11 +10,12 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
 
+from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
 from flowblend_plugins.pipelines.standing import Watch
 from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 
 MOST_US = 50.0
-MARKS = ("_cache_config", "enable_teacache", "_context_kwargs", "DeepCache", "fbc_block_hook", "mag_cache_block_hook")
+MARKS = {mark for adapter in adapters_by_name(make_plugin_manager()).values() for mark in adapter.traits.sets}
 
 
 def wan(layers: int) -> Any:
