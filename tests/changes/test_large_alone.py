@@ -153,7 +153,7 @@ class PatchingPipeline(LTXPipeline):
     """Replaces the forward of a block within its call, and leaves it there, as community STG pipelines do."""
 
     @functools.wraps(LTXPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         block = self.transformer.transformer_blocks[0]
         block.forward = types.MethodType(halved_forward, block)
         return super().__call__(*args, **kwargs)

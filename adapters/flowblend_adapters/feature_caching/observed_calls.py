@@ -46,11 +46,16 @@ def probe_beneath(module: nn.Module) -> Iterator[Probe]:
     try:
         yield probe
     finally:
-        if module.__dict__.get("forward") is noted:  # else somebody has wrapped it, and keeps it in use
+        if module.__dict__.get("forward") is noted:
             if is_own:
                 module.forward = forward
             else:
                 del module.__dict__["forward"]
+        registry: Any = module.__dict__.get("_diffusers_hook")
+        for reference in () if registry is None else registry._fn_refs:  # hooks that came since, and call it
+            for name in ("forward", "original_forward"):
+                if getattr(reference, name) is noted:
+                    setattr(reference, name, forward)
 
 
 @contextlib.contextmanager
