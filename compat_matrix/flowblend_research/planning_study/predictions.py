@@ -76,9 +76,9 @@ def predict(
             for one, noise in zip(calls, noises, strict=True)
         ]
         sampler: Sampler = made[0].watched.sampler
-        error = ErrorModel(moments, sampler).total(placement)
+        error = ErrorModel(moments, sampler, own.growth).total(placement)
         if other_samplers:
-            error += solver_error(moments, sampler, own.sampler)
+            error += solver_error(moments, sampler, own.sampler, own.growth)
         psnrs = [psnr_db(one.video, wanted.video) for one, wanted in zip(made, large, strict=True)]
         letters = "".join("L" if step in placement else "S" for step in range(number))
         found.append(Prediction(told, letters, predicted_psnr_db(error, own.psnr_offset_db), statistics.fmean(psnrs)))

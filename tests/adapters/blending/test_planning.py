@@ -23,12 +23,17 @@ from diffusers import (
 
 import flowblend_plugins as fb
 from flowblend_adapters.blending.forecast.calibration import calibrate_forecast
-from flowblend_adapters.blending.forecast.check import check_forecast
+from flowblend_adapters.blending.forecast.check import check_forecast, fitted_growth
 from flowblend_adapters.blending.forecast.moments import Place, VelocityMoments
 from flowblend_adapters.blending.forecast.own_sampling import OwnSampling
-from flowblend_adapters.blending.forecast.planning.error_model import ErrorModel, growth, runs_of, solver_error
+from flowblend_adapters.blending.forecast.planning.error_model import (
+    ErrorModel,
+    growth_of_errors,
+    runs_of,
+    solver_error,
+)
 from flowblend_adapters.blending.forecast.planning.placement import best_placements
-from flowblend_adapters.blending.forecast.planning.plan import Budget, plan, plan_front
+from flowblend_adapters.blending.forecast.planning.plan import Budget, plan, plan_front, predicted_psnr_db
 from flowblend_adapters.blending.forecast.sampler import Sampler
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.testing import generate
@@ -36,6 +41,7 @@ from tests.conftest import Result
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION
 
 GUIDANCE = 5.0
+GROWTH = 20.0
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 LINEAR: dict[str, Callable[[], Any]] = {
     "unipc": lambda: UniPCMultistepScheduler(**FLOW),
@@ -55,7 +61,7 @@ def random_moments(sampler: Sampler, num_values: int = 300) -> tuple[torch.Tenso
     """Velocities ``[2, N, values]`` that drift from step to step, and their moments at the sampler's own timesteps."""
     rows = torch.randn(2, sampler.num_steps, num_values, dtype=torch.float64).cumsum(1)
     flat = rows.flatten(0, 1)
-    own = OwnSampling(sampler=sampler, psnr_offset_db=16.0, large_step_ms=10.0, forecast_step_ms=1.0)
+    own = OwnSampling(sampler=sampler, growth=GROWTH, psnr_offset_db=16.0, large_step_ms=10.0, forecast_step_ms=1.0)
     return rows, VelocityMoments(
         class_name="WanTransformer3DModel",
         config={},
@@ -87,7 +93,7 @@ def forecast_by_hand(moments: VelocityMoments, rows: torch.Tensor, known: tuple[
 def error_by_hand(moments: VelocityMoments, rows: torch.Tensor, sampler: Sampler, large: tuple[int, ...]) -> float:
     """Every run's error as a vector."""
     total, run = 0.0, torch.zeros(rows.shape[-1], dtype=torch.float64)
-    gains = sampler.weights * growth(sampler)
+    gains = sampler.weights * growth_of_errors(sampler, GROWTH)
     for step in range(sampler.num_steps):
         if step in large:
             total, run = total + float(run.square().mean()), torch.zeros_like(run)
@@ -140,7 +146,7 @@ def test_probing_leaves_the_scheduler_as_it_was() -> None:
 def test_expected_errors_are_those_of_the_velocities_themselves(name: str) -> None:
     sampler = sampler_of(8, name)
     rows, moments = random_moments(sampler)
-    model = ErrorModel(moments, sampler)
+    model = ErrorModel(moments, sampler, GROWTH)
     for large in ((0,), (0, 1, 2, 4, 7), (0, 3, 4), (0, 1, 5), tuple(range(8))):
         assert model.total(large) == pytest.approx(error_by_hand(moments, rows, sampler, large), rel=1e-6, abs=1e-12)
     relative = model.relative_errors((1, 3), (5, 6))
@@ -157,9 +163,11 @@ def test_the_distance_of_two_samplers_is_that_of_their_sums() -> None:
     scheduler.set_timesteps(sigmas=levels)
     euler = dataclasses.replace(Sampler.of(scheduler), timesteps=unipc.timesteps)
     rows, moments = random_moments(unipc)
-    difference = torch.from_numpy(euler.weights * growth(euler) - unipc.weights * growth(unipc)) @ guided(rows)
-    assert solver_error(moments, unipc, unipc) == 0.0
-    assert solver_error(moments, euler, unipc) == pytest.approx(float(difference.square().mean()), rel=1e-6)
+    difference = torch.from_numpy(
+        euler.weights * growth_of_errors(euler, GROWTH) - unipc.weights * growth_of_errors(unipc, GROWTH)
+    ) @ guided(rows)
+    assert solver_error(moments, unipc, unipc, GROWTH) == 0.0
+    assert solver_error(moments, euler, unipc, GROWTH) == pytest.approx(float(difference.square().mean()), rel=1e-6)
 
 
 def test_runs_are_the_steps_between_large_ones() -> None:
@@ -174,7 +182,7 @@ def test_the_dynamic_programme_equals_trying_everything(seed: int) -> None:
     torch.manual_seed(seed)
     sampler = sampler_of(number)
     _, moments = random_moments(sampler)
-    model = ErrorModel(moments, sampler)
+    model = ErrorModel(moments, sampler, GROWTH)
     for count, (steps, cost) in enumerate(best_placements(model.costs()), start=1):
         every = [(0, *others) for others in itertools.combinations(range(1, number), count - 1)]
         best = min(every, key=model.total)
@@ -197,6 +205,17 @@ def test_with_arbitrary_costs_too() -> None:
         every = [(0, *others) for others in itertools.combinations(range(1, number), count - 1)]
         assert cost == pytest.approx(min(map(summed, every)))
         assert summed(steps) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("growth", [1.0, 20.0, 100.0])
+def test_the_growth_of_errors_is_found_again(growth: float) -> None:
+    """From what stacks with this growth, and 16 dB for a squared error of 1, would give."""
+    sampler = sampler_of(12)
+    _, moments = random_moments(sampler)
+    model = ErrorModel(moments, sampler, growth)
+    placements = [(0, 1, 2, 5), (0, 1, 3, 6, 9), tuple(range(0, 12, 2))]
+    observed = {one: predicted_psnr_db(model.total(one), 16.0) for one in placements}
+    assert fitted_growth(moments, sampler, observed) == (growth, pytest.approx(16.0))
 
 
 def test_the_front_falls_and_ends_with_large_only(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,22 @@ from ..residual import SMALL
 from .adapter import FittedForecasting, Forecast
 from .moments import VelocityMoments
 from .own_sampling import OwnSampling
-from .planning.plan import PlannedStack, plan_front, predicted_psnr_db
+from .planning.error_model import ErrorModel
+from .planning.plan import plan_front, predicted_psnr_db, schedule_of
 from .sampler import Sampler
 
 CHECKED_FRACTIONS = (1 / 4, 1 / 3, 1 / 2)
-"""Of the steps large in the stacks that are run."""
+"""Shares of large steps in the computed stacks that are run."""
+GROWTHS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 MOST_DB = 99.0
 Noises = list[tuple[Any, Any]]
 
 
 def check_forecast(pipe: Pipeline, moments: VelocityMoments, *, calls: Sequence[KeywordsView]) -> VelocityMoments:
-    """Run large-only and three planned stacks for each call; the moments with what was measured.
+    """Run large-only and four stacks, three of them planned, and keep with the moments what was measured.
+
+    The fourth forecasts every second step, so it errs early, which tells how such errors grow: of :data:`GROWTHS` that
+    one is taken with which the four stacks agree best on decibels for a squared error.
 
     Args:
         pipe: the pipeline that the moments were measured on, with nothing enabled; its small denoiser is not needed.
@@ -48,40 +53,63 @@ def check_forecast(pipe: Pipeline, moments: VelocityMoments, *, calls: Sequence[
     """
     noises = [noises_of(call.get("generator")) for call in calls]
     every = [run_placed(pipe, moments, None, call, noise) for call, noise in zip(calls, noises, strict=True)]
-    first = every[0].watched.sampler
+    sampler = every[0].watched.sampler
     large_ms = statistics.median(one for made in every for one in made.watched.times_ms(of_forecasts=False))
-    own = OwnSampling(sampler=first, psnr_offset_db=0.0, large_step_ms=large_ms, forecast_step_ms=0.0)
-    front = plan_front(dataclasses.replace(moments, own_sampling=own), "")
-    forecast_ms, observed = list[float](), dict[PlannedStack, float]()
-    for stack in _some(front):
+    forecast_ms, observed = list[float](), dict[tuple[int, ...], float]()
+    for placement in _checked_placements(moments, sampler):
         psnrs = []
         for call, noise, large in zip(calls, noises, every, strict=True):
-            made = run_placed(pipe, moments, stack.large_steps, call, noise)
+            made = run_placed(pipe, moments, placement, call, noise)
             psnrs.append(psnr_db(made.video, large.video))
             forecast_ms += made.watched.times_ms(of_forecasts=True)
-        observed[stack] = statistics.fmean(psnrs)
-    offset = statistics.median(seen - predicted_psnr_db(stack.squared_error, 0.0) for stack, seen in observed.items())
+        observed[placement] = statistics.fmean(psnrs)
+    growth, offset = fitted_growth(moments, sampler, observed)
+    model = ErrorModel(moments, sampler, growth)
     checked = tuple(
         {
-            "schedule": stack.schedule,
-            "predicted_psnr_db": round(predicted_psnr_db(stack.squared_error, offset), 2),
+            "schedule": schedule_of(placement, sampler.num_steps),
+            "predicted_psnr_db": round(predicted_psnr_db(model.total(placement), offset), 2),
             "observed_psnr_db": round(seen, 2),
         }
-        for stack, seen in observed.items()
+        for placement, seen in observed.items()
     )
-    own = dataclasses.replace(
-        own, psnr_offset_db=offset, forecast_step_ms=statistics.median(forecast_ms), checked=checked
+    own = OwnSampling(
+        sampler=sampler,
+        growth=growth,
+        psnr_offset_db=offset,
+        large_step_ms=large_ms,
+        forecast_step_ms=statistics.median(forecast_ms),
+        checked=checked,
     )
     return dataclasses.replace(moments, own_sampling=own)
 
 
-def _some(front: Sequence[PlannedStack]) -> list[PlannedStack]:
-    """The stacks of the front nearest to the fractions of large steps that are checked."""
-    usable = [stack for stack in front if 1 < len(stack.large_steps) < stack.num_steps]
+def fitted_growth(
+    moments: VelocityMoments, sampler: Sampler, observed: Mapping[tuple[int, ...], float]
+) -> tuple[float, float]:
+    """Growth of errors with which the stacks' offsets from predicted to observed PSNR spread least, and their median.
+
+    Args:
+        observed: PSNR in dB by large steps.
+    """
+    found = []
+    for growth in GROWTHS:
+        model = ErrorModel(moments, sampler, growth)
+        offsets = [seen - predicted_psnr_db(model.total(one), 0.0) for one, seen in observed.items()]
+        found.append((max(offsets) - min(offsets), growth, statistics.median(offsets)))
+    _, growth, offset = min(found)
+    return growth, offset
+
+
+def _checked_placements(moments: VelocityMoments, sampler: Sampler) -> list[tuple[int, ...]]:
+    """Computed stacks nearest to the fractions that are checked, and every second step large."""
+    number = sampler.num_steps
+    front = plan_front(dataclasses.replace(moments, own_sampling=None), "", sampler=sampler)
+    usable = [stack for stack in front if 1 < len(stack.large_steps) < number]
     if not usable:
         raise StackError("a forecast is checked on three steps or more. Calibrate with more --own-steps.")
     nearest = [min(usable, key=lambda one: abs(one.flops_fraction - wanted)) for wanted in CHECKED_FRACTIONS]
-    return list(dict.fromkeys(nearest))
+    return list(dict.fromkeys([*(stack.large_steps for stack in nearest), tuple(range(0, number, 2))]))
 
 
 class _Watched(FittedForecasting):

@@ -20,15 +20,15 @@ def forecast(
         int | None, typer.Option(min=3, help="Number of steps you will sample with.  [default: the pair's]")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Also run large-only and three computed stacks, which `flowblend plan` needs.")
+        bool, typer.Option(help="Also run large-only and four stacks, which `flowblend plan` needs.")
     ] = True,
 ) -> Calibrated:
     """Measure how alike the large denoiser's velocities are from step to step, for a forecast that errs least.
 
     The large denoiser generates every prompt alone. FILE receives the inner products of its velocities at every two
     timesteps and guidance branches, the mean over the prompts. They serve any solver, number of steps and shift.
-    With --check each prompt is then generated four times more at your own number of steps: what was predicted of three
-    computed stacks is held against what they gave.
+    With --check each prompt is then generated five times more at your own number of steps: large-only and four stacks,
+    which tell decibels, times and how errors grow.
 
     Examples:
 

@@ -15,6 +15,7 @@ class OwnSampling:
 
     Attributes:
         sampler: the pipeline's own, at the number of steps of its calls.
+        growth: squared, the most that an error of the first step grows by (``planning.error_model``).
         psnr_offset_db: PSNR of the videos at an expected squared error of the latents of 1, the median over the
             stacks; a decibel is 10 log10 of a squared error.
         large_step_ms, forecast_step_ms: of one step, with all that the pipeline does in it.
@@ -23,6 +24,7 @@ class OwnSampling:
     """
 
     sampler: Sampler
+    growth: float
     psnr_offset_db: float
     large_step_ms: float
     forecast_step_ms: float
@@ -37,6 +39,7 @@ class OwnSampling:
         """The JSON object that :meth:`from_json` reads."""
         return {
             "sampler": self.sampler.to_json(),
+            "growth": self.growth,
             "psnr_offset_db": round(self.psnr_offset_db, 3),
             "large_step_ms": round(self.large_step_ms, 4),
             "forecast_step_ms": round(self.forecast_step_ms, 4),
@@ -48,6 +51,7 @@ class OwnSampling:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the data are none."""
         return cls(
             sampler=Sampler.from_json(data["sampler"]),
+            growth=float(data["growth"]),
             psnr_offset_db=float(data["psnr_offset_db"]),
             large_step_ms=float(data["large_step_ms"]),
             forecast_step_ms=float(data["forecast_step_ms"]),

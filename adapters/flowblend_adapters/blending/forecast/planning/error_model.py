@@ -5,7 +5,9 @@ follows from their inner products. The sampler hands that error on with its own 
 the end depends on when it is made: an error ``d`` of a noisy sample ``alpha x + sigma n`` is an error ``d / alpha`` of
 the clean video ``x``, as long as the noise does not hide it:
 
-``g_i = 1 / sqrt(alpha_i^2 + sigma_i^2 / GROWTH)``.
+``g_i = 1 / sqrt(alpha_i^2 + sigma_i^2 / growth)``.
+
+The one constant, ``growth``, is the denoiser's own: a calibration fits it to a few stacks that it runs.
 
 Errors of forecasts in a row, from the same two large steps, point the same way and are added up as vectors; errors of
 different runs are taken as independent. The expected squared error of a stack is
@@ -28,8 +30,6 @@ from ..sampler import Sampler
 
 Array = NDArray[np.float64]
 
-GROWTH = 30.0
-"""Squared, the most that an error of the first step grows by. Predictions change little between 10 and 50."""
 UNRELATED = 2.0
 """Squared distance of two latents that have nothing in common, in units of their variance: where errors end growing."""
 
@@ -51,9 +51,9 @@ def guidance_weights(branches: Sequence[str | None], guidance_scale: float | Non
     return np.asarray([guidance_scale if branch == "cond" else 1.0 - guidance_scale for branch in branches])
 
 
-def growth(sampler: Sampler) -> Array:
+def growth_of_errors(sampler: Sampler, growth: float) -> Array:
     """Growth of an error of each step's sample until the end, ``[N]``."""
-    return 1.0 / np.sqrt(sampler.alphas**2 + sampler.sigmas**2 / GROWTH)
+    return 1.0 / np.sqrt(sampler.alphas**2 + sampler.sigmas**2 / growth)
 
 
 def runs_of(large_steps: Sequence[int], num_steps: int) -> Iterator[tuple[tuple[int, ...], range]]:
@@ -69,12 +69,13 @@ class ErrorModel:
     Args:
         moments: of the denoiser.
         sampler: which the stack samples with.
+        growth: squared, the most that an error of the first step grows by.
     """
 
-    def __init__(self, moments: VelocityMoments, sampler: Sampler) -> None:
+    def __init__(self, moments: VelocityMoments, sampler: Sampler, growth: float) -> None:
         self.num_steps = sampler.num_steps
         self._guidance = guidance_weights(moments.branches, moments.guidance_scale)
-        self._gains = sampler.weights * growth(sampler)
+        self._gains = sampler.weights * growth_of_errors(sampler, growth)
         # Rows of one branch after another; all that follows is linear algebra on this Gram matrix [B * N, B * N].
         self._gram = moments.gram([Place(name, one) for name in moments.branches for one in sampler.timesteps])
 
@@ -133,11 +134,12 @@ class ErrorModel:
         return rows
 
 
-def solver_error(moments: VelocityMoments, sampler: Sampler, wanted: Sampler) -> float:
+def solver_error(moments: VelocityMoments, sampler: Sampler, wanted: Sampler, growth: float) -> float:
     """Expected squared distance of two samplers' results, each with the large denoiser at every step."""
     guidance = guidance_weights(moments.branches, moments.guidance_scale)
     places = [Place(name, one) for name in moments.branches for one in (*sampler.timesteps, *wanted.timesteps)]
-    weights = np.concatenate([sampler.weights * growth(sampler), -wanted.weights * growth(wanted)])
+    own, other = (one.weights * growth_of_errors(one, growth) for one in (sampler, wanted))
+    weights = np.concatenate([own, -other])
     difference = np.concatenate([weight * weights for weight in guidance])
     return max(0.0, float(difference @ moments.gram(places) @ difference))
 

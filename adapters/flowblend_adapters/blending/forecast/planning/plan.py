@@ -15,6 +15,9 @@ from ..sampler import Sampler
 from .error_model import UNRELATED, ErrorModel, runs_of, solver_error
 from .placement import best_placements
 
+UNCALIBRATED_GROWTH = 30.0
+"""Growth of errors where a calibration has not fitted it; placements change little between 10 and 100."""
+
 
 @dataclass(frozen=True)
 class PlannedStack:
@@ -49,12 +52,12 @@ class PlannedStack:
     @property
     def letters(self) -> str:
         """The denoiser of each step, ``S`` where it is forecast."""
-        return "".join("L" if step in self.large_steps else "S" for step in range(self.num_steps))
+        return letters_of(self.large_steps, self.num_steps)
 
     @property
     def schedule(self) -> str:
         """Text of the schedule, as ``enable`` and ``--schedule`` take it."""
-        return ",".join(f"{letter}:{len(list(run))}" for letter, run in groupby(self.letters))
+        return schedule_of(self.large_steps, self.num_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +155,25 @@ def plan_front(
                 "known. Run `flowblend calibrate forecast` again."
             )
         sampler = own.sampler
-    model = ErrorModel(moments, sampler)
+    growth = UNCALIBRATED_GROWTH if own is None else own.growth
+    model = ErrorModel(moments, sampler, growth)
     is_own = own is not None and sampler is own.sampler
-    floor = 0.0 if is_own or own is None else solver_error(moments, sampler, own.sampler)
+    floor = 0.0 if is_own or own is None else solver_error(moments, sampler, own.sampler, growth)
     front: list[PlannedStack] = []
     for large_steps, summed in best_placements(model.costs()):
         if not front or summed + floor < front[-1].squared_error:
             front.append(_planned(model, large_steps, summed + floor, moments, name, tuple(adapters), is_own))
     return front
+
+
+def letters_of(large_steps: Sequence[int], num_steps: int) -> str:
+    """The denoiser of each step, ``S`` where it is forecast."""
+    return "".join("L" if step in large_steps else "S" for step in range(num_steps))
+
+
+def schedule_of(large_steps: Sequence[int], num_steps: int) -> str:
+    """Text of the schedule with these large steps."""
+    return ",".join(f"{letter}:{len(list(run))}" for letter, run in groupby(letters_of(large_steps, num_steps)))
 
 
 def predicted_psnr_db(squared_error: float, offset_db: float) -> float:
