@@ -88,8 +88,8 @@ def flowblend_adopt(pipeline: Pipeline) -> list[Adapter]:
 
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
-    from .blending.forecast.planning.command import plan_command
+    from .blending.forecast.planning.command import plan
     from .calibrate_commands import add_calibrations
 
     add_calibrations(app)
-    app.command("plan")(plan_command)
+    app.command()(plan)

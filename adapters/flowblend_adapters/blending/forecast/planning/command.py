@@ -17,13 +17,14 @@ from flowblend_plugins.files.writing import prepare_output_folder, write_json_at
 from flowblend_plugins.types import Keywords
 
 from ..moments import VelocityMoments
-from .plan import Budget, Plan, PlannedStack, plan
+from .plan import Budget, Plan, PlannedStack
+from .plan import plan as compute
 
 FILE_NAME = "plan.json"
 PLOT_NAME = "plan.png"
 
 
-def plan_command(
+def plan(
     moments: Annotated[
         str, typer.Option("--moments", metavar="FILE", help="Of `flowblend calibrate forecast`, or `reference`.")
     ] = "reference",
@@ -60,7 +61,7 @@ def plan_command(
     measured = VelocityMoments.read(moments)
     _refuse_other_calls(measured, moments, guidance_scale, steps)
     budget = Budget(large_steps=large_steps, flops_fraction=flops, time_fraction=time, min_psnr_db=min_psnr)
-    found = plan(moments, budget)
+    found = compute(moments, budget)
     prepare_output_folder(out)
     record = to_record(found, budget, measured, moments)
     write_json_atomically(out / FILE_NAME, record)
