@@ -36,7 +36,7 @@ from .routing.router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .step import Outcome, StepContext
 from .trace.trace import Trace
-from .types import Keywords, Pipeline
+from .types import Keywords, Output, Pipeline
 
 DenoiserSource = str | Path | nn.Module | Any
 
@@ -230,7 +230,7 @@ class Blend:
     def __exit__(self, *exc: object) -> None:
         self.disable()
 
-    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Any:
+    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Output:
         if not self._router.is_generating:  # else the router refuses the call, and the first one goes on undisturbed
             self._refuse_replaced_denoisers()
             self._stack.refresh()

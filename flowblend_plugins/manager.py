@@ -53,12 +53,12 @@ class FlowblendPluginManager(pluggy.PluginManager):
         self.add_hookspecs(hookspecs)
         self.origins: dict[str, PluginOrigin] = {}
 
-    def origin(self, plugin: Any) -> PluginOrigin:
+    def origin(self, plugin: object) -> PluginOrigin:
         """The origin of a registered plugin."""
         name = self.get_name(plugin) or type(plugin).__name__
         return self.origins.get(name, PluginOrigin(name))
 
-    def add(self, plugin: Any, origin: PluginOrigin) -> None:
+    def add(self, plugin: object, origin: PluginOrigin) -> None:
         """Register a plugin and hold it to the contract.
 
         Raises:
@@ -75,7 +75,7 @@ class FlowblendPluginManager(pluggy.PluginManager):
         except Exception as error:
             raise PluginError(f"{origin} cannot be registered: {_cause(error)}. {origin.remedy}") from error
 
-    def drop(self, plugin: Any) -> None:
+    def drop(self, plugin: object) -> None:
         """Take a plugin out again, so that another one may have its name."""
         self.origins.pop(self.get_name(plugin) or "", None)
         self.unregister(plugin)
@@ -232,7 +232,7 @@ class _Contributions:
         self.by_name[name] = contribution
 
 
-def _check_hooks(plugin: Any, origin: PluginOrigin, manager: FlowblendPluginManager) -> None:
+def _check_hooks(plugin: object, origin: PluginOrigin, manager: FlowblendPluginManager) -> None:
     """Each implementation has a hook of its name and asks only for arguments that hook has."""
     hooks = {name: inspect.signature(spec) for name, spec in vars(hookspecs).items() if name.startswith(HOOK_PREFIX)}
     for name in dir(plugin):
@@ -257,7 +257,7 @@ def _check_hooks(plugin: Any, origin: PluginOrigin, manager: FlowblendPluginMana
             )
 
 
-def _is_hookspec(plugin: Any, name: str) -> bool:
+def _is_hookspec(plugin: object, name: str) -> bool:
     return getattr(plugin, name) is getattr(hookspecs, name)
 
 
@@ -293,7 +293,7 @@ def _types_problem(adapter: type[Adapter]) -> str | None:
     return None
 
 
-def _free_name(manager: FlowblendPluginManager, plugin: Any) -> str:
+def _free_name(manager: FlowblendPluginManager, plugin: object) -> str:
     base = getattr(plugin, "__name__", None) or type(plugin).__name__
     name, number = base, 2
     while name in manager.origins:

@@ -19,7 +19,7 @@ from ..contract.traits import Family
 from ..errors import AdapterError
 from ..schedule import StageSchedule
 from ..trace.flops import CallInputs, FlopCounter
-from ..types import KeywordsView, Pipeline
+from ..types import KeywordsView, Output, Pipeline
 from .calibration import Calibration, SearchCost
 from .curve import DivergenceCurve, boundaries_of_divergence
 from .divergence import shadowed
@@ -47,7 +47,7 @@ class Order:
     seed: int = 0
     adapters: Iterable[str | Adapter] = ()
 
-    def generate(self, number: int, output_type: str) -> Any:
+    def generate(self, number: int, output_type: str) -> Output:
         """Generate one prompt, with noise that is the same every time."""
         noise = torch.Generator("cpu").manual_seed(self.seed + number)
         call = {**self.call, "prompt": self.prompts[number], "generator": noise, "output_type": output_type}

@@ -15,7 +15,7 @@ from ..step import StepContext
 from ..types import Keywords, Output, Pipeline
 
 
-def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress) -> Any:
+def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress) -> Output:
     """Call the pipeline, with a progress bar.
 
     Raises:

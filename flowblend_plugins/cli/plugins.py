@@ -103,7 +103,7 @@ def _adapter_row(manager: FlowblendPluginManager, adapter: type[Adapter]) -> Jso
     }
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(k if v is True else f"{k}={_shown(v)}" for k, v in value.items() if v)
     if isinstance(value, list):

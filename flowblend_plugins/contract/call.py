@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..step import StepContext
-from ..types import Args, KeywordsView
+from ..types import Args, KeywordsView, Output
 
 Run = Callable[[StepContext, Args, KeywordsView], Any]
 
@@ -31,7 +31,7 @@ class DenoiserCall:
         self.is_predicted: bool = False
         self._run = run
 
-    def run(self, denoiser: str | None = None) -> Any:
+    def run(self, denoiser: str | None = None) -> Output:
         """The output of a denoiser on this call's inputs; of the one chosen for it where no letter is given.
 
         A denoiser that was not chosen for this call and has missed steps forgets its cached state, as at a switch.
@@ -42,7 +42,7 @@ class DenoiserCall:
         step = self.step if denoiser is None else self.step._replace(denoiser=denoiser)
         return self._run(step, self.args, self.kwargs)
 
-    def run_at(self, step: StepContext, args: Args, kwargs: KeywordsView) -> Any:
+    def run_at(self, step: StepContext, args: Args, kwargs: KeywordsView) -> Output:
         """The output of ``step.denoiser`` on inputs that were kept from an earlier call of the same guidance branch."""
         return self._run(step, args, kwargs)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
 
@@ -44,6 +43,6 @@ def write_text_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json_atomically(path: Path, value: Any) -> None:
+def write_json_atomically(path: Path, value: object) -> None:
     """Write a value as indented JSON, whole or not at all. Raises ``OutputError`` if it cannot be written."""
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import RoutingError
-from ..types import Keywords, Pipeline
+from ..types import Keywords, Output, Pipeline
 from .stand_in import stand_in
 
 # These step copies of their scheduler, one for each frame block, so that nothing shows at which step a call stands.
@@ -165,7 +165,7 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
     signature = inspect.signature(plain_init)
     new = [n for n in names if n not in signature.parameters]
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: object, **kwargs: object) -> None:
         plain_init(self, *args, **kwargs)
 
     # diffusers reads a pipeline's components off the signature of its __init__.
@@ -179,17 +179,17 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
     variadic_names = [n for n, p in call_signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: object, **kwargs: object) -> Output:
         arguments = call_signature.bind(self, *args, **kwargs).arguments
         arguments.pop(next(iter(arguments)))  # self
         for name in variadic_names:
             arguments |= arguments.pop(name, {})
         return run_generation(functools.partial(base.__call__, self), arguments)
 
-    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls: type, *args: object, **kwargs: object) -> Any:
         return base(*args, **kwargs)  # type(pipe)(...) and type(pipe).from_pretrained(...) make plain pipelines
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+    def __reduce_ex__(self: Any, protocol: object) -> Any:
         raise RoutingError(
             f"{base.__name__} cannot be pickled or copied while FlowBlending is enabled on it. "
             "Call disable() first, or use save_pretrained()."

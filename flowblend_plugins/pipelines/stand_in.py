@@ -24,7 +24,7 @@ class _StandIn(type):
             return getattr(type.__getattribute__(cls, "__base__"), name)
         return type.__getattribute__(cls, name)
 
-    def __setattr__(cls, name: str, value: Any) -> None:
+    def __setattr__(cls, name: str, value: object) -> None:
         setattr(type.__getattribute__(cls, "__base__"), name, value)
 
     def __delattr__(cls, name: str) -> None:

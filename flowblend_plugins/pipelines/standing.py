@@ -38,7 +38,7 @@ class Patch(NamedTuple):
     kind: PatchKind
     path: str
     name: str
-    value: Any
+    value: object
 
 
 def patches_on(denoiser: nn.Module) -> Iterator[Patch]:

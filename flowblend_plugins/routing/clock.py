@@ -36,7 +36,7 @@ class Clock:
         self.sigmas: list[float] | None = None
 
     @property
-    def _scheduler(self) -> Any:
+    def _scheduler(self) -> Scheduler:
         return self._pipeline.scheduler if self._copy is None else self._copy
 
     def refresh(self) -> bool:
@@ -70,7 +70,7 @@ class Clock:
         self._held = None
         self._timesteps_tensor = None
 
-    def read(self, context: KeywordsView | None, timestep: Any) -> int:
+    def read(self, context: KeywordsView | None, timestep: object) -> int:
         """Index of the current call in the scheduler's full list of timesteps.
 
         Args:
@@ -97,7 +97,7 @@ class Clock:
                 return index
         return self._position_by_value(current, timestep)
 
-    def _position_in_memory(self, timestep: Any) -> int | None:
+    def _position_in_memory(self, timestep: object) -> int | None:
         """Pipelines iterate over the list of timesteps, so a timestep is a view into it: exact, even with repeats."""
         tensor = self._timesteps_tensor
         if (
@@ -111,7 +111,7 @@ class Clock:
         index, rest = divmod(offset, stride) if stride else (offset, 0)
         return index if rest == 0 and 0 <= index < len(self.timesteps) else None
 
-    def _position_by_value(self, current: Any, timestep: Any) -> int:
+    def _position_by_value(self, current: Any, timestep: object) -> int:
         values = [v for v in (_as_float(current), _as_float(timestep)) if v is not None]
         # Mochi shows 1000 - t.
         train_steps = getattr(self._pipeline.scheduler.config, "num_train_timesteps", None)
@@ -127,7 +127,7 @@ class Clock:
         )
 
 
-def _as_float(value: Any) -> float | None:
+def _as_float(value: object) -> float | None:
     if isinstance(value, torch.Tensor):
         return float(value.flatten()[0]) if value.numel() else None
     return float(value) if isinstance(value, (int, float)) else None

@@ -160,7 +160,7 @@ def copied(output: Output) -> Any:
     return copy.deepcopy(output)
 
 
-def checksum(value: Any) -> Any:
+def checksum(value: object) -> Any:
     """Checksum of a call's arguments: tensors by shape and bits, other values by what tells them apart."""
     if isinstance(value, torch.Tensor):
         flat = value.detach().contiguous().flatten()

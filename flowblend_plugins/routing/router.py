@@ -25,7 +25,7 @@ from ..step import StepContext
 from ..trace.generation import CallRecord
 from ..trace.reporter import CallReporter
 from ..trace.trace import Trace
-from ..types import Args, Denoiser, Keywords, KeywordsView, Pipeline
+from ..types import Args, Denoiser, Keywords, KeywordsView, Output, Pipeline
 from .clock import Clock
 from .replay import RecordedCall, Tape, checksum, copied
 
@@ -143,7 +143,7 @@ class ModelRouter:
         """A callback of the user's, in which denoisers answer as if nothing had been enabled."""
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> Output:
             thread, self._routed_thread = self._routed_thread, None
             try:
                 return function(*args, **kwargs)
@@ -154,7 +154,7 @@ class ModelRouter:
 
     # -- one call ------------------------------------------------------------------------------------------------
 
-    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Any:
+    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Output:
         """Answer one denoiser call of the pipeline."""
         if self._routed_thread is None or self._routed_thread != threading.get_ident():
             return self._base_class[id(host)].__call__(host, *args, **kwargs)
@@ -177,7 +177,7 @@ class ModelRouter:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
 
-    def _ask(self, step: StepContext, args: Args, kwargs: Keywords) -> Any:
+    def _ask(self, step: StepContext, args: Args, kwargs: Keywords) -> Output:
         """Let a ``flowblend_answer`` hook answer, and where none does, the denoiser that was chosen."""
         call = DenoiserCall(step, args, kwargs, functools.partial(self._run, step.denoiser))
         begun = self.reporter.begin_answer(step)
@@ -187,7 +187,7 @@ class ModelRouter:
         self.reporter.end_answer(begun, step, args, kwargs, call.is_predicted)
         return output
 
-    def _run(self, chosen: str, step: StepContext, args: Args, kwargs: KeywordsView) -> Any:
+    def _run(self, chosen: str, step: StepContext, args: Args, kwargs: KeywordsView) -> Output:
         """One forward that a ``flowblend_answer`` hook asks for, in a cache context of its own where there is one."""
         letter = step.denoiser
         if letter not in self.denoisers:
@@ -210,7 +210,7 @@ class ModelRouter:
         return output
 
     def _call_on_tape(
-        self, tape: Tape, decision: _Decision, started: Any, args: Args, kwargs: Keywords
+        self, tape: Tape, decision: _Decision, started: object, args: Args, kwargs: Keywords
     ) -> tuple[Any, CallRecord]:
         step, denoiser, call = decision
         if not tape.recording.calls:
@@ -245,7 +245,7 @@ class ModelRouter:
         for letter in self.denoisers:
             self._reset(letter, recurse)
 
-    def _decide(self, context: KeywordsView | None, branch: str | None, timestep: Any) -> _Decision:
+    def _decide(self, context: KeywordsView | None, branch: str | None, timestep: object) -> _Decision:
         clock = self._clock
         if clock.refresh():
             self._assignments = self.schedule.assignments(len(clock.timesteps), clock.sigmas)
@@ -335,7 +335,7 @@ class _RoutedContext:
         router._decision = decision
         return entered
 
-    def __exit__(self, *exc: Any) -> Any:
+    def __exit__(self, *exc: object) -> Any:
         self._router._decision = None
         return self._inner.__exit__(*exc)
 
@@ -352,7 +352,7 @@ def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: Keywor
 def _routed_class(base: type, router: ModelRouter) -> type:
     """A class in the place of ``base`` that asks the router."""
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: nn.Module, *args: object, **kwargs: object) -> Output:
         return router.call(self, args, kwargs)
 
     def cache_context(self: nn.Module, name: str, **kwargs: Any) -> Any:
@@ -361,10 +361,10 @@ def _routed_class(base: type, router: ModelRouter) -> type:
     def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
         router.reset_stateful_cache(self, recurse)
 
-    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls: type, *args: object, **kwargs: object) -> Any:
         return base(*args, **kwargs)  # type(denoiser)(...) and type(denoiser).from_pretrained(...) make plain ones
 
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+    def __reduce_ex__(self: nn.Module, protocol: object) -> Any:
         raise RoutingError(
             f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
             "Call disable() first, or use save_pretrained()."

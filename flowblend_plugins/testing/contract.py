@@ -137,13 +137,13 @@ class AdapterContract:
             latents: list[torch.Tensor] = []
 
             def keep(
-                pipe: Pipeline, step: int, timestep: Any, tensors: Keywords, kept: list[torch.Tensor] = latents
+                pipe: Pipeline, step: int, timestep: object, tensors: Keywords, kept: list[torch.Tensor] = latents
             ) -> Keywords:
                 kept.append(tensors["latents"].clone())
                 return tensors
 
             def force(
-                pipe: Pipeline, step: int, timestep: Any, tensors: Keywords, kept: list[torch.Tensor] = latents
+                pipe: Pipeline, step: int, timestep: object, tensors: Keywords, kept: list[torch.Tensor] = latents
             ) -> Keywords:
                 return {**tensors, "latents": kept[step].clone()}
 
@@ -186,7 +186,7 @@ class AdapterContract:
         generate(pipe, **self.call)
         snapshot = PipelineSnapshot.of(pipe)
 
-        def interrupt(pipeline: Pipeline, step_index: int, timestep: Any, tensors: Keywords) -> Keywords:
+        def interrupt(pipeline: Pipeline, step_index: int, timestep: object, tensors: Keywords) -> Keywords:
             raise KeyboardInterrupt
 
         with self.enabled(pipe, "LSL"):

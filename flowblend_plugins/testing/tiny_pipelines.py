@@ -37,7 +37,7 @@ def tiny_wan_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Any:
         ).eval()
 
 
-def tiny_wan_pipeline(seed: int = 0) -> Any:
+def tiny_wan_pipeline(seed: int = 0) -> Pipeline:
     """A ``WanPipeline`` on a random denoiser of two layers, with UniPC as Wan 2.1 has it."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
@@ -78,7 +78,7 @@ def tiny_ltx_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Any:
         ).eval()
 
 
-def tiny_ltx_pipeline(seed: int = 0) -> Any:
+def tiny_ltx_pipeline(seed: int = 0) -> Pipeline:
     """An ``LTXPipeline`` on a random denoiser of two layers, with flow-match Euler as LTX-Video has it."""
     from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
 

@@ -11,9 +11,10 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, hookimpl
+from flowblend_plugins.types import Output
 
 from .residual import SMALL, Known, Residuals, noise_level, velocity_of, with_velocity
 
@@ -65,7 +66,7 @@ class _Correction:
         self._residuals = Residuals(num_kept=2 if options.extrapolate else 1)
 
     @hookimpl
-    def flowblend_answer(self, call: DenoiserCall) -> Any:
+    def flowblend_answer(self, call: DenoiserCall) -> Output:
         step = call.step
         self._residuals.begin(step)
         if step.denoiser != SMALL:

@@ -11,9 +11,10 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, hookimpl
+from flowblend_plugins.types import Output
 
 from .corrected import faded
 from .residual import SMALL, Residuals, noise_level, velocity_of, with_velocity
@@ -69,7 +70,7 @@ class _Refresh:
         self._is_refreshing = False
 
     @hookimpl
-    def flowblend_answer(self, call: DenoiserCall) -> Any:
+    def flowblend_answer(self, call: DenoiserCall) -> Output:
         options, step = self._options, call.step
         self._residuals.begin(step)
         if step.denoiser != SMALL:

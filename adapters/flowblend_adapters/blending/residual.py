@@ -105,7 +105,7 @@ def noise_level(step: StepContext) -> float:
     return level
 
 
-def _owned(value: Any) -> Any:
+def _owned(value: object) -> Any:
     """A copy that the pipeline cannot change; what is no tensor is shared."""
     import torch
 

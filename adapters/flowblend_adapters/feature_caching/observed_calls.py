@@ -28,7 +28,7 @@ class Probe:
         """``function``, noted when it runs; its signature stays readable."""
 
         @functools.wraps(function)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(*args: object, **kwargs: object) -> Any:
             self.has_run = True
             return function(*args, **kwargs)
 
@@ -78,13 +78,13 @@ def observed_calls(
         skipped_names: the modules that did not run in the call just made, where that is known of all of them.
     """
 
-    def start(module: nn.Module, args: Any) -> None:
+    def start(module: nn.Module, args: object) -> None:
         for probe in probes:
             probe.has_run = False
         if trace.step is not None:
             before_call(trace.step)
 
-    def finish(module: nn.Module, args: Any, output: Output) -> None:
+    def finish(module: nn.Module, args: object, output: Output) -> None:
         if trace.step is not None and not all(probe.has_run for probe in probes):
             outcome = skipped_outcome() if callable(skipped_outcome) else skipped_outcome
             trace.report_outcome(outcome, skipped_names())

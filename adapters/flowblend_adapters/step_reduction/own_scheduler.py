@@ -27,7 +27,7 @@ def pin_sigmas(scheduler: Scheduler, sigmas: Sequence[float]) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.set_timesteps)  # pipelines read off its signature what it takes
-    def set_timesteps(self: Any, num_inference_steps: Any = None, device: Any = None, **handed: Any) -> None:
+    def set_timesteps(self: Any, num_inference_steps: Any = None, device: object = None, **handed: Any) -> None:
         if self.pinned_sigmas is None:
             base.set_timesteps(self, num_inference_steps, device=device, **handed)
         else:
@@ -48,7 +48,7 @@ def finish_flow(scheduler: Scheduler) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.set_timesteps)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(self: Any, *args: object, **kwargs: object) -> None:
         base.set_timesteps(self, *args, **kwargs)
         self.sigmas[-1] = 1.0 / self.config.num_train_timesteps
 
@@ -64,7 +64,7 @@ def step_ends_as_euler(scheduler: Scheduler) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Scheduler, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+    def step(self: Scheduler, model_output: Any, timestep: object, sample: Any, return_dict: bool = True) -> Any:
         if self.step_index is None:
             self._init_step_index(timestep)
         index: Any = self.step_index
@@ -86,7 +86,7 @@ def take_noise_from_call(scheduler: Scheduler) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self: Any, *args: object, **kwargs: object) -> Any:
         if kwargs.get("generator") is None:
             kwargs["generator"] = self.call_generator
         return base.step(self, *args, **kwargs)
@@ -100,7 +100,7 @@ def watch_steps(scheduler: Scheduler, see: Callable[[Any], None]) -> None:
     base: Any = type(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self: Any, model_output: Any, *args: object, **kwargs: object) -> Any:
         see(model_output)
         return base.step(self, model_output, *args, **kwargs)
 

@@ -44,7 +44,7 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
     def set_timesteps(
         self: Any,
         num_inference_steps: Any = None,
-        device: Any = None,
+        device: object = None,
         sigmas: Any = None,
         mu: Any = None,
         timesteps: Any = None,
@@ -68,7 +68,7 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
     def step(
         self: Any,
         model_output: Any,
-        timestep: Any,
+        timestep: object,
         sample: Any,
         *,
         per_token_timesteps: Any = None,
@@ -92,7 +92,7 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
 
 
 def _step_tokens(
-    base: Any, scheduler: Scheduler, velocity: Any, timestep: Any, sample: Any, per_token_timesteps: Any
+    base: Any, scheduler: Scheduler, velocity: Any, timestep: object, sample: Any, per_token_timesteps: Any
 ) -> Any:
     """One step in which every token has the history of the steps since it was first denoised.
 

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -98,7 +98,7 @@ class Solver(Adapter):
         """
         raise NotImplementedError
 
-    def build(self, scheduler: Scheduler) -> Any:
+    def build(self, scheduler: Scheduler) -> Scheduler:
         """The scheduler that takes the place of ``scheduler``."""
         sigmas = self.chosen_sigmas
         own_shift = flow_shift_of(scheduler) if self.flow_shift is None else self.flow_shift
@@ -114,7 +114,7 @@ class Solver(Adapter):
             pin_sigmas(new, sigmas)
         return new
 
-    def build_for(self, pipe: Pipeline) -> Any:
+    def build_for(self, pipe: Pipeline) -> Scheduler:
         """The scheduler that takes the place of the pipeline's own, at the noise levels that the pipeline sets."""
         new = self.build(pipe.scheduler)
         if self._steps_between_levels(pipe):
@@ -262,5 +262,5 @@ def _named(solvers: list[type[Solver]]) -> str:
     return ", ".join(repr(solver.name) for solver in solvers)
 
 
-def _call_parameters(pipe: Pipeline) -> Any:
+def _call_parameters(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters

@@ -119,7 +119,7 @@ class _Forecasting:
         self._first_level = 1.0
 
     @hookimpl
-    def flowblend_answer(self, call: DenoiserCall) -> Any:
+    def flowblend_answer(self, call: DenoiserCall) -> Output:
         step = call.step
         if step.generation != self._generation or step.step_index < self._last_index:
             self._said, self._generation, self._first_level = {}, step.generation, noise_level(step)
@@ -157,7 +157,7 @@ class FittedForecasting(_Forecasting):
         self._checked_generation = -1
 
     @hookimpl
-    def flowblend_answer(self, call: DenoiserCall) -> Any:
+    def flowblend_answer(self, call: DenoiserCall) -> Output:
         # What cannot be forecast is told at the first call, not in the middle.
         self._places(call.step)
         if self._options.as_calibrated and call.step.generation != self._checked_generation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ def _watched(pipe: Pipeline, denoiser: Denoiser, trace: Trace) -> Iterator[dict[
     """The velocity at every place, flat; filled while the pipeline runs."""
     seen: dict[Place, torch.Tensor] = {}
 
-    def note(module: nn.Module, args: Any, output: Output) -> None:
+    def note(module: nn.Module, args: object, output: Output) -> None:
         if (step := trace.step) is None:  # not a call of the generation
             return
         if step.timestep is None:

@@ -143,7 +143,7 @@ def _fusing_refused(owner: Any) -> Iterator[None]:
     They would merge what is on for a while into the weights, or the user's own into weights that will be gone.
     """
 
-    def refuse(*args: Any, **kwargs: Any) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
         raise StackError(
             "fuse_lora() and unfuse_lora() would change weights that 'distilled' will take away or must give back as "
             "they were. Call disable() on the blend, fuse, then enable() again."

@@ -95,7 +95,7 @@ class CacheDit(Adapter):
                 )
             yield steering
 
-    def _config(self) -> Any:
+    def _config(self) -> object:
         from cache_dit import DBCacheConfig
 
         return DBCacheConfig(
@@ -183,11 +183,11 @@ def _standing_in(denoiser: Denoiser, stand_ins: dict[str, nn.ModuleList], target
     """Other lists of blocks in a denoiser's attributes while a call of the blend runs, in the same places."""
     own = {name: denoiser._modules[name] for name in stand_ins}
 
-    def put_in(module: nn.Module, args: Any) -> None:
+    def put_in(module: nn.Module, args: object) -> None:
         if target.trace.step is not None:
             module._modules.update(stand_ins)
 
-    def put_back(module: nn.Module, args: Any, output: Output) -> None:
+    def put_back(module: nn.Module, args: object, output: Output) -> None:
         module._modules.update(own)
 
     with contextlib.ExitStack() as undo:

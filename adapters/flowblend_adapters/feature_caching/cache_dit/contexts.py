@@ -155,11 +155,11 @@ class CacheDitSteering:
         trace = self._trace
         self._steered[letter] = contexts
 
-        def before_any_call(module: nn.Module, args: Any) -> None:
+        def before_any_call(module: nn.Module, args: object) -> None:
             if trace.step is None:
                 contexts.put_found_back()
 
-        def after_any_call(module: nn.Module, args: Any, output: Output) -> None:
+        def after_any_call(module: nn.Module, args: object, output: Output) -> None:
             if trace.step is not None:
                 contexts.after_call()
 

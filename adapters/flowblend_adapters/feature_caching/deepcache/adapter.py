@@ -163,7 +163,7 @@ class _Steering:
             skipped = {names[key] for key, probe in probes.items() if not probe.has_run}
             return frozenset(name for name in skipped if not any(name.startswith(f"{other}.") for other in skipped))
 
-        def before_any_call(module: nn.Module, args: Any) -> None:
+        def before_any_call(module: nn.Module, args: object) -> None:
             if trace.step is None:
                 steered.compute_apart()
 

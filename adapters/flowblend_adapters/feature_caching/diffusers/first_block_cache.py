@@ -53,7 +53,7 @@ class FirstBlockCache(NativeCache):
     def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)[1:]
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import FirstBlockCacheConfig
 
         return FirstBlockCacheConfig(threshold=self.threshold)

@@ -82,7 +82,7 @@ class MagCache(NativeCache):
     def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import MagCacheConfig
 
         ratios = MagRatios.read(str(self.ratios)).of(letter, denoiser)

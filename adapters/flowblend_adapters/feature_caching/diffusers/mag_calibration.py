@@ -96,7 +96,7 @@ def _calibrating(denoiser: Denoiser, trace: Trace) -> Iterator[dict[int, list[fl
     with restored_hooks(denoiser), enabled_cache(denoiser, config):
         states = mag_states(denoiser)
 
-        def note(module: nn.Module, args: Any, output: Output) -> None:
+        def note(module: nn.Module, args: object, output: Output) -> None:
             if trace.step is not None:
                 seen.setdefault(trace.step.step_index, []).append(states.get_state().calibration_ratios[-1])
 

@@ -58,7 +58,7 @@ class NativeCache(Adapter):
         check_stage_options(self.denoisers, self.warmup_steps)
 
     @abc.abstractmethod
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         """diffusers' config of this cache for one denoiser; raise ``StackError`` if it cannot have one.
 
         Called before anything is put on that denoiser.

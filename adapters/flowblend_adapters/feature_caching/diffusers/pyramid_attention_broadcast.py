@@ -70,7 +70,7 @@ class PyramidAttentionBroadcast(NativeCache):
             raise ValueError(f"{', '.join(intervals)} are all None: expected a number for one of them")
         check_timestep_range("timestep_range", self.timestep_range)
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import PyramidAttentionBroadcastConfig
 
         settings: Keywords = {"current_timestep_callback": PipelineTimestep(self.name, letter, target)}

@@ -85,7 +85,7 @@ class TaylorSeer(NativeCache):
             except re.error as error:
                 raise ValueError(f"identifiers={self.identifiers!r} is no regular expression: {error}") from error
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         import torch
         from diffusers import TaylorSeerCacheConfig
 

@@ -85,7 +85,7 @@ class ChangeRecorder:
     def computed(self, residual: torch.Tensor) -> None:
         raise AssertionError("nothing is cached while changes are recorded")
 
-    def _answered(self, module: nn.Module, args: Any, output: Output) -> None:
+    def _answered(self, module: nn.Module, args: object, output: Output) -> None:
         step = self._trace.step
         if step is None:
             return

@@ -54,7 +54,7 @@ class PatchedDenoiser:
             yield
 
     @uncompiled
-    def _before(self, denoiser: Denoiser, args: Any) -> None:
+    def _before(self, denoiser: Denoiser, args: object) -> None:
         step = self._trace.step
         self._has_computed = False
         if step is None:  # no call of the pipeline: computed, and counted by nobody
@@ -75,14 +75,14 @@ class PatchedDenoiser:
             denoiser.cutoff_steps = denoiser.num_steps - before_end
 
     @uncompiled
-    def _after(self, denoiser: Denoiser, args: Any, output: Output) -> None:
+    def _after(self, denoiser: Denoiser, args: object, output: Output) -> None:
         if self._trace.step is None:
             return
         self._states[self._key] = {name: getattr(denoiser, name) for name in self._fresh}
         if not self._has_computed:
             self._trace.report_outcome("reuse")
 
-    def _block_runs(self, *_: Any) -> None:
+    def _block_runs(self, *_: object) -> None:
         self._has_computed = True
 
     def _key_of(self, step: StepContext) -> tuple[str | None, int]:
