@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from flowblend_plugins.errors import UsageError
-
-from ..results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -22,10 +22,10 @@ from flowblend_plugins.cli.options import (
 )
 from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.errors import UsageError
+from flowblend_plugins.types import JsonObject
 
 from ..report.gate import FailOn
 from ..results.cells import PAPER_SCHEDULES
-from ..results.json_values import JsonObject
 from ..results.verdicts import QualityBudget
 from .plan import FEW, MANY, MANY_CELLS
 

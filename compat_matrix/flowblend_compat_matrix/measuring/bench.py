@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +25,12 @@ from flowblend_plugins.contract.traits import refusals_audited
 from flowblend_plugins.errors import RoutingError
 from flowblend_plugins.manager import make_adapters, make_plugin_manager
 from flowblend_plugins.routing.replay import Recording
-from flowblend_plugins.types import Pipeline
+from flowblend_plugins.types import Keywords, Output, Pipeline
 
 from ..results.cells import CellSpec, Stack
 from .prompts import PromptSet
 
 Videos = NDArray[np.float32]
-CallArguments = dict[str, Any]
-"""Keyword arguments of a pipeline call, by name."""
 
 
 class Timed(NamedTuple):
@@ -74,7 +72,7 @@ class Bench:
 
     load: Callable[[], tuple[Pipeline, nn.Module]]
     prompts: PromptSet
-    call: CallArguments
+    call: Keywords
     seed: int = 0
     asked: frozenset[str] = frozenset()
     runs_refused: bool = False
@@ -82,7 +80,7 @@ class Bench:
     tick: Callable[[str], None] = lambda what: None
 
     def __post_init__(self) -> None:
-        self._known: dict[Stack, CallArguments] = {}  # what stacks set, with these plugins
+        self._known: dict[Stack, Keywords] = {}  # what stacks set, with these plugins
         self._known_with = self.plugins
         self.reload()
 
@@ -128,7 +126,7 @@ class Bench:
         self.tick(f"{spec.id if spec else 'large-only'}: video {number + 1}")
         ended = 0.0
 
-        def mark_time(pipe: object, step: int, timestep: object, tensors: CallArguments) -> CallArguments:
+        def mark_time(pipe: object, step: int, timestep: object, tensors: Keywords) -> Keywords:
             nonlocal ended
             _synchronize()
             ended = time.perf_counter()
@@ -179,24 +177,24 @@ class Bench:
         made = np.asarray(self._shown(self.pipe(**arguments)), dtype=np.float32)
         return made[:, None] if self.makes_stills else made
 
-    def _shown(self, output: Any) -> Any:
+    def _shown(self, output: Output) -> Output:
         """Videos or stills of a pipeline's output, latents or pixels."""
         self.makes_stills = not hasattr(output, "frames")
         return output.images if self.makes_stills else output.frames
 
-    def call_arguments(self, spec: CellSpec | None) -> CallArguments:
+    def call_arguments(self, spec: CellSpec | None) -> Keywords:
         """The call without prompts; what an adapter sets is left to it."""
         set_by_adapters = self._set_by(spec.stack) if spec is not None and spec.stack else {}
         return {name: value for name, value in self.call.items() if name not in set_by_adapters or name in self.asked}
 
-    def _set_by(self, stack: Stack) -> CallArguments:
+    def _set_by(self, stack: Stack) -> Keywords:
         if self._known_with is not self.plugins:
             self._known, self._known_with = {}, self.plugins
         if stack not in self._known:
             self._known[stack] = arguments_set_by(make_adapters(make_plugin_manager(self.plugins), stack))
         return self._known[stack]
 
-    def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> CallArguments:
+    def _arguments(self, spec: CellSpec | None, texts: tuple[str, ...], seed: int) -> Keywords:
         generators = [torch.Generator("cpu").manual_seed(seed + number) for number in range(len(texts))]
         return {"prompt": list(texts), "generator": generators, **self.call_arguments(spec)}
 

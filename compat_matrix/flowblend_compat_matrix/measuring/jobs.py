@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flowblend_plugins.types import JsonObject
+
 from ..results.cells import CellSpec
-from ..results.json_values import JsonObject
 from ..results.matrix_results import CellResult, PairRecord
 from ..results.verdicts import QualityBudget
 

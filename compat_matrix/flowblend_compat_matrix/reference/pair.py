@@ -10,7 +10,8 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from numpy.typing import NDArray
 
-from ..results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
+
 from .classifier import AttributeClassifier
 from .world import NUM_FRAMES, SIZE, WORLD, Caption, World, caption
 

@@ -6,8 +6,9 @@ import json
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from flowblend_plugins.types import JsonObject
+
 from ..results.cell_result import UNNAMED_BRANCH
-from ..results.json_values import JsonObject
 from ..results.matrix_results import BaselineResult, CellResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
-from ..results.json_values import JsonObject
 from ..results.matrix_results import BaselineResult, CellResult, Matrix
 from .charts import OFF_FRONT, pareto_front
 

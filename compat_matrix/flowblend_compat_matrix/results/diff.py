@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from .json_values import JsonObject
+from flowblend_plugins.types import JsonObject
+
 from .matrix_results import CellResult, Matrix
 
 _MIN_SPEED_CHANGE = 0.05

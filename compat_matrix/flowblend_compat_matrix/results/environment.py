@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from flowblend_plugins.manager import FlowblendPluginManager, make_plugin_manager
-
-from .json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 ALWAYS_THERE = ("flowblend-plugins", "torch", "diffusers", "transformers")
 USED_BY_ADAPTERS = ("cache-dit", "DeepCache", "peft")

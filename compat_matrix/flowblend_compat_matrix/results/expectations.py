@@ -13,8 +13,8 @@ from pathlib import Path
 
 from flowblend_plugins.contract.spec import read_spec
 from flowblend_plugins.errors import AdapterError, UsageError
+from flowblend_plugins.types import JsonObject
 
-from .json_values import JsonObject
 from .matrix_results import CellResult
 from .verdicts import Observed, agrees
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
 from .cell_result import BaselineResult, CellResult
-from .json_values import JsonObject
 
 __all__ = [
     "API_VERSION",

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from flowblend_plugins.errors import UsageError
+from flowblend_plugins.types import JsonObject
 
 from ..measuring.jobs import Batch, RunSettings
-from ..results.json_values import JsonObject
 from ..results.matrix_results import FILE_NAME, Matrix, read_matrix
 from .staleness import changes_for_all, stale_cells
 

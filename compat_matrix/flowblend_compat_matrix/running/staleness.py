@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
+
 from ..results.matrix_results import CellResult, Matrix
 
 SOFTWARE = ("flowblend-plugins", "torch", "diffusers", "transformers", "python")

@@ -16,8 +16,7 @@ from flowblend_plugins.cli.options import JsonOption, LargeOption, PairOption, S
 from flowblend_plugins.errors import AdapterError, StackError, UsageError
 from flowblend_plugins.files.writing import prepare_output_folder, write_json_atomically
 from flowblend_plugins.manager import FlowblendPluginManager, make_adapters
-
-from ..results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 if TYPE_CHECKING:
     from ..measuring.bench import Bench

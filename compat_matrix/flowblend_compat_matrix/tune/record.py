@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
-from ..results.json_values import JsonObject
 from .race import Configuration, Point
 
 API_VERSION = 1

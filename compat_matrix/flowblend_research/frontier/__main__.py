@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Configuration, Point, Race
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
 from .techniques import blended_techniques, single_techniques, tuned_techniques
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Point
+from flowblend_plugins.types import JsonObject
 
 from ..tables import table
 from .advantage import Advantage, Level, advantages, levels, usual_ratio

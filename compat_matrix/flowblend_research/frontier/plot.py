@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_compat_matrix.tune.race import Point
+from flowblend_plugins.types import JsonObject
 
 from .techniques import TUNED, is_single
 

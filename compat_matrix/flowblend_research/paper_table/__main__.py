@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
 from .columns import COLUMNS, CONTROL, Column
 from .page import to_markdown

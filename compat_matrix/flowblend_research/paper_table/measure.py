@@ -12,8 +12,8 @@ from flowblend_compat_matrix.measuring.bench import Bench, Videos
 from flowblend_compat_matrix.measuring.measurements import count_flops, over_prompts
 from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES
-from flowblend_compat_matrix.results.json_values import JsonObject
 from flowblend_plugins.errors import FlowBlendError
+from flowblend_plugins.types import JsonObject
 
 from .columns import CONTROL, Column
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from ..tables import shown, table
 from .columns import CONTROL

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from ...results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
+
 from ..world import SIZE
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -28,7 +28,7 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from ...tables import shown, table
 from ..wan.behaviour import NUM_PROMPTS, Videos, generate

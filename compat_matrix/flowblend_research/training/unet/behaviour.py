@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from flowblend_compat_matrix.measuring.metrics import psnr_db, ssim
 from flowblend_compat_matrix.reference.pair import evaluation_captions, load_classifier
 from flowblend_compat_matrix.reference.unet.pair import CALL_DEFAULTS, WEIGHTS, UNetPair, load_unet_pair
 from flowblend_compat_matrix.reference.world import NUM_FRAMES, Caption, caption, render, sample_scene
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from ...tables import shown, table
 
@@ -74,14 +74,14 @@ def make_stills(pair: UNetPair, captions: Sequence[Caption], setting: Setting) -
     blend = contextlib.nullcontext()
     if setting.schedule is not None:
         blend = flowblend_plugins.enable(pair.pipeline, pair.small, setting.schedule, adapters=setting.stack)
-    pipeline: Any = pair.pipeline
+    pipeline = pair.pipeline
     parts = []
     with blend:
         for start in range(0, len(captions), BATCH):
             texts = [item.text for item in captions[start : start + BATCH]]
             generators = [torch.Generator().manual_seed(start + number) for number in range(len(texts))]
             call = {**CALL_DEFAULTS, "num_inference_steps": setting.num_inference_steps}
-            parts.append(pipeline(texts, generator=generators, output_type="np", **call).images)
+            parts.append(pipeline(texts, generator=generators, output_type="np", return_dict=False, **call)[0])
     return np.concatenate(parts).astype(np.float32)
 
 

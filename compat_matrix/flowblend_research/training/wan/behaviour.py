@@ -35,7 +35,7 @@ from flowblend_compat_matrix.reference.pair import (
     load_pair,
 )
 from flowblend_compat_matrix.reference.world import Caption
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from .behaviour_page import (
     EARLY,
@@ -98,7 +98,7 @@ def reusing_velocities(pair: ReferencePair) -> Iterator[None]:
     denoiser = pair.pipeline.transformer
     forward, calls, kept = denoiser.forward, 0, {}
 
-    def reuse(*args: Any, **kwargs: Any) -> Any:
+    def reuse(*args: object, **kwargs: object) -> object:
         nonlocal calls
         step, branch = divmod(calls % (2 * STEPS), 2)
         calls += 1

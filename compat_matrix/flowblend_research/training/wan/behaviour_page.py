@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowblend_compat_matrix.reference.pair import CALL_DEFAULTS
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from ...tables import shown, table
 from .denoisers import SAMPLING_SHIFT

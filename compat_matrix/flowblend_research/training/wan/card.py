@@ -15,7 +15,7 @@ from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier, scene_labels
 from flowblend_compat_matrix.reference.pair import load_classifier, load_pair
 from flowblend_compat_matrix.reference.world import SHAPES, Scene, Video, render, sample_scene
-from flowblend_compat_matrix.results.json_values import JsonObject
+from flowblend_plugins.types import JsonObject
 
 from ...tables import table
 
