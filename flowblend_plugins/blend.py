@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,10 @@ from .types import Keywords, Output, Pipeline
 
 DenoiserSource = str | Path | nn.Module | Any
 
+# Pipelines and large denoisers on which a thread is putting a blend, by id, for other threads to see.
+_BEING_MADE: set[int] = set()
+_LOCK = threading.RLock()
+
 
 class Guard(Protocol):
     """Checks that refuse a blend or a call, put on by whoever makes the blend (a calibration, for one)."""
@@ -72,7 +77,21 @@ class Blend:
         guards: Sequence[Guard] = (),
     ) -> None:
         found = denoisers_of(pipe)
-        _refuse_second_blend(pipe, found)
+        with _alone_on(pipe, found):
+            self._put_on(pipe, found, small, schedule, adapters, reentry, further, plugins, guards)
+
+    def _put_on(
+        self,
+        pipe: Any,
+        found: PipelineDenoisers,
+        small: DenoiserSource | None,
+        schedule: StageSchedule,
+        adapters: Iterable[str | Adapter],
+        reentry: str,
+        further: Mapping[str, DenoiserSource],
+        plugins: Iterable[Any],
+        guards: Sequence[Guard],
+    ) -> None:
         self.pipeline = pipe
         self.schedule = schedule
         self.plugin_manager: FlowblendPluginManager = make_plugin_manager(plugins)
@@ -218,11 +237,17 @@ class Blend:
         Raises:
             RoutingError: called while the pipeline is generating.
         """
-        if self._router.is_generating:
-            raise RoutingError("disable() was called in the middle of a generation. Call it when the pipeline returns.")
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo.close()
+        with _LOCK:  # another thread may be disabling too
+            if not self._router.in_use.acquire(blocking=False):
+                raise RoutingError(
+                    "disable() was called in the middle of a generation. Call it when the pipeline returns."
+                )
+            try:
+                undo, self._undo = self._undo, None
+                if undo is not None:
+                    undo.close()
+            finally:
+                self._router.in_use.release()
 
     def __enter__(self) -> Blend:
         return self
@@ -240,9 +265,9 @@ class Blend:
             verdict.refuse_if_it_must()
             for reason in verdict.of(Composition.INERT):
                 self.trace.reporter.note(f"declared inert: {reason}")
-            callback = arguments.get("callback_on_step_end")
-            if callback is not None and not hasattr(callback, "tensor_inputs"):  # diffusers' own are told by class
-                arguments["callback_on_step_end"] = self._router.unrouted(callback)
+            for name in ("callback_on_step_end", "callback"):
+                if callable(arguments.get(name)):
+                    arguments[name] = self._router.unrouted(arguments[name])
             return call(**arguments)
 
     def _refuse_replaced_denoisers(self) -> None:
@@ -257,13 +282,27 @@ class Blend:
             )
 
 
+@contextlib.contextmanager
+def _alone_on(pipe: Pipeline, found: PipelineDenoisers) -> Iterator[None]:
+    """Refuse a second blend on a pipeline or its large denoiser, also while the first is still being made."""
+    claimed = {*map(id, (pipe, *found.called))}
+    with _LOCK:
+        _refuse_second_blend(pipe, found)
+        _BEING_MADE.update(claimed)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _BEING_MADE.difference_update(claimed)
+
+
 def _refuse_second_blend(pipe: Pipeline, found: PipelineDenoisers) -> None:
-    if is_enabled(pipe):
+    if is_enabled(pipe) or id(pipe) in _BEING_MADE:
         raise RoutingError(
             f"FlowBlending is already enabled on this {type(pipe).__name__}. Call disable() on the blend that "
             "enable() returned, then enable() again."
         )
-    if any(router_of(host) is not None for host in found.called):
+    if any(router_of(host) is not None or id(host) in _BEING_MADE for host in found.called):
         raise RoutingError(
             "the large denoiser of this pipeline is shared with another pipeline on which FlowBlending is enabled. "
             "Disable it there first, or load the denoiser a second time."

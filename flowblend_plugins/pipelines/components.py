@@ -1,15 +1,20 @@
-"""Enabled pipelines: further denoisers become components, and calls become generations.
+"""Enabled pipelines: further denoisers go along, and calls become generations.
 
-Both are done with a dynamic subclass of the pipeline's own class, so that setting the class back is the undo. As
-components, the further denoisers are covered by ``to``, offloading, saving and the end-of-call reset.
+Both are done with a dynamic subclass of the pipeline's own class, so that setting the class back is the undo. The
+further denoisers are covered by ``to``, offloading, saving and the end-of-call reset. They are no components:
+``pipe.components`` and ``pipe.config`` are the plain pipeline's, for other pipelines to be made of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -23,6 +28,23 @@ _UNROUTABLE = {
     "SkyReelsV2DiffusionForcingImageToVideoPipeline",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
 }
+
+# What diffusers does to each component of a pipeline, it does to the further denoisers too.
+_GO_OVER_COMPONENTS = (
+    "to",
+    "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
+    "enable_group_offload",
+    "remove_all_hooks",
+    "reset_device_map",
+    "maybe_free_model_hooks",
+    "set_use_memory_efficient_attention_xformers",
+    "set_attention_slice",
+)
+
+# The attributes that a denoiser had before the blends that it is in now, and how many those are.
+_FOUND: WeakKeyDictionary[nn.Module, tuple[set[str], int]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 RunGeneration = Callable[[Callable[..., Any], Keywords], Any]
 
@@ -85,7 +107,7 @@ def denoisers_of(pipe: Pipeline) -> PipelineDenoisers:
 
 
 class EnabledPipeline:
-    """A pipeline with further denoisers as components, whose calls run through ``run_generation``."""
+    """A pipeline that takes further denoisers along, and whose calls run through ``run_generation``."""
 
     def __init__(
         self, pipe: Pipeline, denoisers: PipelineDenoisers, further: Sequence[nn.Module], run_generation: RunGeneration
@@ -97,25 +119,26 @@ class EnabledPipeline:
         self._base = type(pipe)
         self._added: dict[str, nn.Module] = {}
         self._modules = (*denoisers.called, *self._further)
-        self._found = {id(module): set(module.__dict__) for module in self._modules}
 
     def attach(self) -> None:
         pipe = self._pipe
+        with _LOCK:
+            for module in self._modules:
+                found, num_blends = _FOUND.get(module, (set(module.__dict__), 0))
+                _FOUND[module] = found, num_blends + 1
         present = [c for c in pipe.components.values() if isinstance(c, nn.Module)]
         missing = [m for m in self._further if not any(m is p for p in present)]
         names = self._free_slots(len(missing))
-        pipe.__class__ = _enabled_class(self._base, self._slot, names, self._run_generation)
         self._had_slot = {name: name in pipe.__dict__ for name in names}
-        self._config = dict(pipe.config)
         self._added = dict(zip(names, missing, strict=True))
-        if self._added:
-            pipe.register_modules(**self._added)
-            if getattr(pipe, "_all_hooks", None):  # model offloading was on: the newcomers take part
-                pipe.enable_model_cpu_offload(device=pipe._offload_device)
-        self._slots = {n: c for n, c in pipe.components.items() if any(c is m for m in self._further)}
+        pipe.__class__ = _enabled_class(self._base, self._slot, self._added, self._run_generation)
+        pipe.__dict__.update(self._added)
+        if self._added and getattr(pipe, "_all_hooks", None):  # model offloading was on: the newcomers take part
+            pipe.enable_model_cpu_offload(device=pipe._offload_device)
+        self._slots = {n: c for n, c in vars(pipe).items() if any(c is m for m in self._further)}
 
     def replaced_slots(self) -> list[str]:
-        """Names of the components that were further denoisers and that somebody has replaced since."""
+        """Names of the attributes that were further denoisers and that somebody has replaced since."""
         return [name for name, module in self._slots.items() if getattr(self._pipe, name, None) is not module]
 
     def detach(self) -> None:
@@ -123,31 +146,23 @@ class EnabledPipeline:
         offloaded = bool(self._added and getattr(pipe, "_all_hooks", None))
         if offloaded:
             pipe.remove_all_hooks()
-        self._drop_added_slots()
+        for name, module in self._added.items():
+            if pipe.__dict__.get(name) is not module:  # the user has put something else there
+                continue
+            if self._had_slot[name]:
+                pipe.__dict__[name] = None
+            else:
+                pipe.__dict__.pop(name, None)
         pipe.__class__ = self._base
         if offloaded:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
-        for module in self._modules:
-            _drop_traces(module, self._found[id(module)])
-
-    def _drop_added_slots(self) -> None:
-        """Take the added components out again; what the user changed meanwhile (another scheduler, say) stays."""
-        pipe = self._pipe
-        config = dict(pipe.config)
-        for name, module in self._added.items():
-            is_replaced = pipe.__dict__.get(name) is not module
-            if is_replaced and self._had_slot[name]:
-                continue
-            if self._had_slot[name]:
-                object.__setattr__(pipe, name, None)
-            elif not is_replaced:
-                pipe.__dict__.pop(name, None)
-            if name in self._config:
-                config[name] = self._config[name]
-            else:
-                config.pop(name, None)
-        if self._added:
-            pipe._internal_dict = type(pipe.config)(config)
+        with _LOCK:
+            for module in self._modules:
+                found, num_blends = _FOUND.pop(module)
+                if num_blends > 1:
+                    _FOUND[module] = found, num_blends - 1
+                else:
+                    _drop_traces(module, found)
 
     def _free_slots(self, count: int) -> list[str]:
         names: list[str] = []
@@ -160,21 +175,79 @@ class EnabledPipeline:
         return names
 
 
-def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: RunGeneration) -> type:
-    plain_init = base.__init__
-    signature = inspect.signature(plain_init)
-    new = [n for n in names if n not in signature.parameters]
+def _enabled_class(base: Any, slot: str, added: dict[str, nn.Module], run_generation: RunGeneration) -> type:
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # type(pipe)(...) and type(pipe).from_pretrained(...) make plain pipelines
 
-    def __init__(self: Any, *args: object, **kwargs: object) -> None:
-        plain_init(self, *args, **kwargs)
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        raise RoutingError(
+            f"{base.__name__} cannot be pickled or copied while FlowBlending is enabled on it. "
+            "Call disable() first, or use save_pretrained()."
+        )
 
-    # diffusers reads a pipeline's components off the signature of its __init__.
-    added = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in new]
-    plain = list(signature.parameters.values())
-    variadic = [p for p in plain if p.kind is inspect.Parameter.VAR_KEYWORD]
-    __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*(p for p in plain if p not in variadic), *added, *variadic]
-    )
+    namespace: Keywords = {
+        "__new__": __new__,
+        "__call__": _routed_call(base, run_generation),
+        "__reduce_ex__": __reduce_ex__,
+        "_flowblend_enabled": True,
+    }
+    return stand_in(base, namespace | _taking_along(base, slot, added))
+
+
+def _taking_along(base: Any, slot: str, added: dict[str, nn.Module]) -> dict[str, Any]:
+    """Members of a pipeline class that do to the added denoisers, by attribute, what they do to components."""
+    is_seen = False  # whether the added denoisers are among the components
+
+    @contextlib.contextmanager
+    def seen(value: bool) -> Iterator[None]:
+        nonlocal is_seen
+        was, is_seen = is_seen, value
+        try:
+            yield
+        finally:
+            is_seen = was
+
+    def going_over(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with seen(True):
+                return method(self, *args, **kwargs)
+
+        return call
+
+    def components(self: Any) -> dict[str, Any]:
+        further = added if is_seen else {}
+        with seen(False):
+            plain = base.components.fget(self)
+        return {name: None if name in added else one for name, one in plain.items()} | further
+
+    def _get_signature_keys(cls: type, obj: Any) -> tuple[set[str], set[str]]:
+        expected, optional = base._get_signature_keys(obj)
+        return {*expected, *(added if is_seen else ())}, optional
+
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the plain pipeline, and the added denoisers beside it, where ``model_index.json`` does not list them."""
+        base.save_pretrained(self, save_directory, *args, **kwargs)
+        passed = {name: kwargs[name] for name in ("safe_serialization", "variant", "max_shard_size") if name in kwargs}
+        for name, denoiser in added.items():
+            cast(Any, denoiser).save_pretrained(Path(save_directory) / name, **passed)
+
+    sequence = getattr(base, "model_cpu_offload_seq", None)
+    if sequence:
+        order = sequence.split("->")
+        after = order.index(slot) + 1 if slot in order else len(order)
+        order[after:after] = [name for name in added if name not in order]
+        sequence = "->".join(order)
+    return {
+        **{name: going_over(getattr(base, name)) for name in _GO_OVER_COMPONENTS if hasattr(base, name)},
+        "components": property(components),
+        "_get_signature_keys": classmethod(_get_signature_keys),
+        "save_pretrained": save_pretrained,
+        "model_cpu_offload_seq": sequence,
+    }
+
+
+def _routed_call(base: Any, run_generation: RunGeneration) -> Callable[..., Any]:
     call_signature = inspect.signature(base.__call__)
     variadic_names = [n for n, p in call_signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
@@ -186,33 +259,7 @@ def _enabled_class(base: type, slot: str, names: Sequence[str], run_generation: 
             arguments |= arguments.pop(name, {})
         return run_generation(functools.partial(base.__call__, self), arguments)
 
-    def __new__(cls: type, *args: object, **kwargs: object) -> Any:
-        return base(*args, **kwargs)  # type(pipe)(...) and type(pipe).from_pretrained(...) make plain pipelines
-
-    def __reduce_ex__(self: Any, protocol: object) -> Any:
-        raise RoutingError(
-            f"{base.__name__} cannot be pickled or copied while FlowBlending is enabled on it. "
-            "Call disable() first, or use save_pretrained()."
-        )
-
-    sequence = getattr(base, "model_cpu_offload_seq", None)
-    if sequence:
-        order = sequence.split("->")
-        after = order.index(slot) + 1 if slot in order else len(order)
-        order[after:after] = [n for n in names if n not in order]
-        sequence = "->".join(order)
-    return stand_in(
-        base,
-        {
-            "__new__": __new__,
-            "__init__": __init__,
-            "__call__": __call__,
-            "__reduce_ex__": __reduce_ex__,
-            "_optional_components": [*base._optional_components, *new],  # type: ignore[attr-defined]
-            "model_cpu_offload_seq": sequence,
-            "_flowblend_enabled": True,
-        },
-    )
+    return __call__
 
 
 def is_enabled(pipe: Pipeline) -> bool:

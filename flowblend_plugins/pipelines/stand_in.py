@@ -24,7 +24,14 @@ class _StandIn(type):
             return getattr(type.__getattribute__(cls, "__base__"), name)
         return type.__getattribute__(cls, name)
 
-    def __setattr__(cls, name: str, value: object) -> None:
+    def __eq__(cls, other: object) -> bool:
+        """Equal to the class below, where somebody looks a class up, as ``from_pipe`` does."""
+        return other is cls or other is type.__getattribute__(cls, "__base__")
+
+    def __hash__(cls) -> int:
+        return hash(type.__getattribute__(cls, "__base__"))
+
+    def __setattr__(cls, name: str, value: Any) -> None:
         setattr(type.__getattribute__(cls, "__base__"), name, value)
 
     def __delattr__(cls, name: str) -> None:

@@ -139,11 +139,12 @@ class Watch:
         self._processors = [vars(processor) for processor in processors if hasattr(processor, "__dict__")]
         self._children = [own["_modules"] for own in (vars(d) for d in self._denoisers.values())]
         self._children += [child._modules for d in self._denoisers.values() for child in block_lists(d).values()]
-        kinds = {above for kind in set(map(type, modules)) for above in _own_classes(kind)}
-        self._classes = [vars(kind) for kind in kinds]
+        # By identity, for a stand-in is equal to the class below it.
+        kinds = {id(above): above for kind in map(type, modules) for above in _own_classes(kind)}
+        self._classes = [vars(kind) for kind in kinds.values()]
         roots = [*self._denoisers.values()]
-        owners = dict.fromkeys(itertools.chain(roots, *(_own_classes(type(root)) for root in roots)))
-        self._owners = [vars(owner) for owner in owners]
+        owners = {id(owner): owner for owner in itertools.chain(roots, *(_own_classes(type(root)) for root in roots))}
+        self._owners = [vars(owner) for owner in owners.values()]
         self._components = tuple(self._pipe.components)
         self._seen = self._glance()
 

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -46,6 +46,9 @@ class ModelRouter:
         schedule: which letter answers at which step.
         hooks: pluggy's hook relay, already checked against the contract.
         reentry: ``"recompute"`` to let a denoiser forget cached state when it returns, ``"keep"`` to leave it.
+
+    Attributes:
+        in_use: held while the pipeline generates, and while it is disabled.
     """
 
     def __init__(
@@ -71,8 +74,8 @@ class ModelRouter:
         self._hooks = hooks
         self._clock = Clock(pipeline)
         self._base_class: dict[int, Any] = {id(module): type(module) for module in self.denoisers.values()}
-        self._thread: int | None = None
-        self._routed_thread: int | None = None
+        self.in_use = threading.Lock()
+        self._turn = threading.RLock()
         self._decision: _Decision | None = None
         self._assignments: tuple[Assignment, ...] = ()
 
@@ -91,14 +94,22 @@ class ModelRouter:
     @contextlib.contextmanager
     def generation(self) -> Iterator[None]:
         """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
-        if self._thread is not None:
+        if not self.in_use.acquire(blocking=False):
             raise RoutingError(
                 "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
                 "the first call to end, or give each thread a pipeline of its own."
             )
+        try:
+            with self._routed():
+                yield
+        finally:
+            self.in_use.release()
+
+    @contextlib.contextmanager
+    def _routed(self) -> Iterator[None]:
         if self.tape is not None:
             self.tape.start()
-        self._thread = self._routed_thread = threading.get_ident()
+        self.reporter.routed_thread = threading.get_ident()
         self._start_pass()
         error: BaseException | None = None
         try:
@@ -117,7 +128,7 @@ class ModelRouter:
                 self._reset(letter)  # the pipeline's own reset stands at the end of its call, which was not reached
             raise
         finally:
-            self._thread = self._routed_thread = None
+            self.reporter.routed_thread = None
             self._decision = None
             self._clock.forget()
             self.reporter.end(error)
@@ -130,34 +141,37 @@ class ModelRouter:
         self._entered_at: dict[str, int] = {}
         self._last_run: dict[tuple[str, str | None], int] = {}
 
-    @property
-    def is_generating(self) -> bool:
-        return self._thread is not None
-
-    @property
-    def is_routing(self) -> bool:
-        """Whether calls made now, in this thread, are calls of this router's pipeline."""
-        return self._routed_thread is not None and self._routed_thread == threading.get_ident()
-
     def unrouted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A callback of the user's, in which denoisers answer as if nothing had been enabled."""
+        from diffusers.callbacks import MultiPipelineCallbacks
 
         @functools.wraps(function)
-        def call(*args: object, **kwargs: object) -> Output:
-            thread, self._routed_thread = self._routed_thread, None
+        def call(*args: Any, **kwargs: Any) -> Any:
+            thread, self.reporter.routed_thread = self.reporter.routed_thread, None
             try:
                 return function(*args, **kwargs)
             finally:
-                self._routed_thread = thread
+                self.reporter.routed_thread = thread
 
-        return call
+        if not hasattr(function, "tensor_inputs"):
+            return call
+        # Pipelines ask diffusers' own kind of callback for its tensors, and tell the kind by its class.
+        kind = type("UnroutedCallbacks", (MultiPipelineCallbacks,), {"__call__": lambda self, *args: call(*args)})
+        return kind([cast(Any, function)])
 
     # -- one call ------------------------------------------------------------------------------------------------
 
-    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Output:
-        """Answer one denoiser call of the pipeline."""
-        if self._routed_thread is None or self._routed_thread != threading.get_ident():
-            return self._base_class[id(host)].__call__(host, *args, **kwargs)
+    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Any:
+        """Answer one denoiser call, of the blend's pipeline or of another; in two threads one after the other.
+
+        Caches keep what they are doing on the denoiser while it is called.
+        """
+        with self._turn:
+            if not self.reporter.is_routing:
+                return self._base_class[id(host)].__call__(host, *args, **kwargs)
+            return self._answer_call(args, kwargs)
+
+    def _answer_call(self, args: Args, kwargs: Keywords) -> Any:
         decision = self._decision
         if decision is None:
             timestep = kwargs.get("timestep")
@@ -233,13 +247,13 @@ class ModelRouter:
 
     def cache_context(self, host: nn.Module, name: str, kwargs: Keywords) -> Any:
         """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
-        if not self.is_routing:
+        if not self.reporter.is_routing:
             return self._base_class[id(host)].cache_context(host, name, **kwargs)
         return _RoutedContext(self, name, kwargs)
 
     def reset_stateful_cache(self, host: nn.Module, recurse: bool = True) -> None:
         """Reset every denoiser's state between passes, not the host's alone."""
-        if not self.is_routing:
+        if not self.reporter.is_routing:
             self._base_class[id(host)]._reset_stateful_cache(host, recurse)
             return
         for letter in self.denoisers:

@@ -17,7 +17,7 @@ def describe_module(module: nn.Module, name: str) -> tuple[Keywords, dict[str, t
     for path, part in module.named_modules(prefix=name):
         own = {k for k in vars(part) if k not in ("_parameters", "_buffers", "_modules")}
         facts[f"{path} attributes"] = own | {("forward", id(part.__dict__.get("forward")))}
-        facts[f"{path} class"] = type(part)
+        facts[f"{path} class"] = type(part).__qualname__, id(type(part))
         facts[f"{path} hooks"] = (tuple(part._forward_hooks), tuple(part._forward_pre_hooks))
     return facts, {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
 
@@ -31,7 +31,7 @@ class PipelineSnapshot:
 
     @classmethod
     def of(cls, pipe: Pipeline) -> PipelineSnapshot:
-        facts: JsonObject = {"class": type(pipe), "config": dict(pipe.config)}
+        facts: JsonObject = {"class": (type(pipe).__qualname__, id(type(pipe))), "config": dict(pipe.config)}
         for name, value in vars(pipe).items():
             if isinstance(value, torch.Tensor):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -25,16 +26,32 @@ class CallReporter:
     """Reports on denoiser calls in progress, from which the records of a :class:`~flowblend_plugins.Trace` are made.
 
     Attributes:
-        step: where the denoiser call in progress stands; ``None`` between calls, and for a call that is not routed.
         generations: what was recorded, shared with the trace.
+        routed_thread: the thread whose denoiser calls are routed now; the router's to set.
     """
 
     def __init__(self) -> None:
         self.generations: list[Generation] = []
-        self.step: StepContext | None = None
+        self.routed_thread: int | None = None
+        self._step: StepContext | None = None
+        self._step_thread = 0
         self._device = torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
         self._forget()
+
+    @property
+    def step(self) -> StepContext | None:
+        """Position of this thread's call in progress; ``None`` between calls, and for a call that is not routed."""
+        return self._step if self._step is not None and self._step_thread == threading.get_ident() else None
+
+    @step.setter
+    def step(self, step: StepContext | None) -> None:
+        self._step, self._step_thread = step, threading.get_ident()
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether what this thread does now belongs to a generation of the blend, and to no callback of the user's."""
+        return self.routed_thread == threading.get_ident()
 
     @property
     def last(self) -> Generation | None:

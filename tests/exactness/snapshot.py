@@ -19,7 +19,7 @@ def snapshot(pipe: Any, *further: nn.Module, addresses: bool = True) -> dict[str
         addresses: whether a tensor's place in memory counts; offloading moves tensors in every generation.
     """
     state: dict[str, Any] = {
-        "class": type(pipe),
+        "class": (type(pipe), id(type(pipe))),  # a stand-in is equal to the class that it stands in for
         "class attributes": sorted(vars(type(pipe))),
         "call": type(pipe).__call__,
         "attributes": sorted(pipe.__dict__),
@@ -43,7 +43,7 @@ def snapshot(pipe: Any, *further: nn.Module, addresses: bool = True) -> dict[str
 def _module_state(module: nn.Module) -> dict[str, Any]:
     registry = module.__dict__.get("_diffusers_hook")
     return {
-        "class": (id(module), type(module)),
+        "class": (id(module), type(module), id(type(module))),
         "attributes": sorted(module.__dict__),
         "diffusers hooks": None if registry is None else {name: type(hook) for name, hook in registry.hooks.items()},
         "torch hooks": {name: len(hooks) for name, hooks in module.__dict__.items() if name.endswith("_hooks")},

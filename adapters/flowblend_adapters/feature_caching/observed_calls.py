@@ -17,28 +17,34 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """Whether something beneath a cache has run since :attr:`has_run` was last set to ``False``."""
+    """Whether something beneath a cache has run in a call of the blend since :attr:`has_run` was set to ``False``."""
 
-    __slots__ = ("has_run",)
+    __slots__ = ("_trace", "has_run")
 
-    def __init__(self) -> None:
+    def __init__(self, trace: CallReporter) -> None:
         self.has_run = False
+        self._trace = trace
+
+    def note(self, *_: Any) -> None:
+        """It runs."""
+        if self._trace.step is not None:
+            self.has_run = True
 
     def on(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, noted when it runs; its signature stays readable."""
 
         @functools.wraps(function)
-        def noted(*args: object, **kwargs: object) -> Any:
-            self.has_run = True
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.note()
             return function(*args, **kwargs)
 
         return noted
 
 
 @contextlib.contextmanager
-def probe_beneath(module: nn.Module) -> Iterator[Probe]:
+def probe_beneath(module: nn.Module, trace: CallReporter) -> Iterator[Probe]:
     """A probe on the forward of a module that is to be cached; enter it before the cache is put on."""
-    probe = Probe()
+    probe = Probe(trace)
     is_own = "forward" in module.__dict__
     forward = module.forward
     noted = probe.on(forward)
@@ -78,10 +84,10 @@ def observed_calls(
         skipped_names: the modules that did not run in the call just made, where that is known of all of them.
     """
 
-    def start(module: nn.Module, args: object) -> None:
-        for probe in probes:
-            probe.has_run = False
+    def start(module: nn.Module, args: Any) -> None:
         if trace.step is not None:
+            for probe in probes:
+                probe.has_run = False
             before_call(trace.step)
 
     def finish(module: nn.Module, args: object, output: Output) -> None:

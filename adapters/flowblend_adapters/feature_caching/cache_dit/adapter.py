@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError
-from flowblend_plugins.types import Denoiser, Output, Pipeline
+from flowblend_plugins.types import Denoiser, Pipeline
 
-from ..chosen_denoisers import check_stage_options, choose_denoisers
+from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import Probe
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 
@@ -84,6 +84,11 @@ class CacheDit(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[CacheDitSteering]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
+        with caches_of_one_blend(self.name, chosen, target), self._on_all(chosen, target) as steering:
+            yield steering
+
+    @contextlib.contextmanager
+    def _on_all(self, chosen: Mapping[str, nn.Module], target: AttachTarget) -> Iterator[CacheDitSteering]:
         for letter, denoiser in chosen.items():
             for found, remedy in cache_dit_obstacles(denoiser, self.fn_blocks, self.bn_blocks, is_taken_refused=True):
                 raise StackError(f"{self.name!r} on denoiser {letter}: {found}. {remedy}")
@@ -170,8 +175,8 @@ def own_cached_blocks(
             # A denoiser within its own blocks is a cycle, in which `denoiser.to(...)` (offloading) would not end.
             cached.transformer = None
             stand_ins[block_list.name] = nn.ModuleList([cached])
-            probes |= undo.enter_context(probes_in_the_middle(block_list.name, block_list.blocks, config))
-        undo.enter_context(_standing_in(denoiser, stand_ins, target))
+            probes |= undo.enter_context(probes_in_the_middle(block_list.name, block_list.blocks, config, target.trace))
+        steering.at_end.append(undo.enter_context(_standing_in(denoiser, stand_ins, target)))
         contexts = BranchContexts(manager, [block_list.name for block_list in _block_lists(known)], warmup_steps)
         is_predicting = calibrator_config is not None and calibrator_config.enable_calibrator
         undo.enter_context(steering.over(denoiser, letter, contexts, probes, is_predicting))
@@ -179,21 +184,26 @@ def own_cached_blocks(
 
 
 @contextlib.contextmanager
-def _standing_in(denoiser: Denoiser, stand_ins: dict[str, nn.ModuleList], target: AttachTarget) -> Iterator[None]:
-    """Other lists of blocks in a denoiser's attributes while a call of the blend runs, in the same places."""
+def _standing_in(
+    denoiser: Denoiser, stand_ins: dict[str, nn.ModuleList], target: AttachTarget
+) -> Iterator[Callable[[], None]]:
+    """Other lists of blocks in a denoiser's attributes while a call of the blend runs, in the same places.
+
+    Gives the function that puts the own ones back: torch calls no hook after a KeyboardInterrupt.
+    """
     own = {name: denoiser._modules[name] for name in stand_ins}
 
     def put_in(module: nn.Module, args: object) -> None:
         if target.trace.step is not None:
             module._modules.update(stand_ins)
 
-    def put_back(module: nn.Module, args: object, output: Output) -> None:
-        module._modules.update(own)
+    def put_back(*_: Any) -> None:
+        denoiser._modules.update(own)
 
     with contextlib.ExitStack() as undo:
         undo.callback(denoiser.register_forward_pre_hook(put_in).remove)
         undo.callback(denoiser.register_forward_hook(put_back, always_call=True).remove)  # also after an error
-        yield
+        yield put_back
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
 from flowblend_plugins.types import Denoiser, Pipeline
 
-from ..chosen_denoisers import has_cache_dit
+from ..chosen_denoisers import caches_of_one_blend, has_cache_dit
 from ..observed_calls import Probe
 from .adapter import CACHE_DIT_TRAITS, cache_dit_obstacles, own_cached_blocks
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
@@ -65,6 +65,7 @@ class AdoptedCacheDit(Adapter):
                     obstacles = cache_dit_obstacles(denoiser, config.Fn_compute_blocks, config.Bn_compute_blocks)
                     for found, remedy in obstacles:
                         raise StackError(f"{self.name!r} mirrored on denoiser {letter}: {found}. {remedy}")
+                    undo.enter_context(caches_of_one_blend(self.name, {letter: denoiser}, target))
                     mirrored = own_cached_blocks(denoiser, letter, target, steering, config, calibrator_config, None)
                     undo.enter_context(mirrored)
             yield steering
@@ -75,7 +76,7 @@ def _steered(denoiser: Denoiser, letter: str, steering: CacheDitSteering) -> Ite
     with contextlib.ExitStack() as undo:
         probes: dict[str, Probe] = {}
         for name, blocks, config in _cached_lists(denoiser):
-            probes |= undo.enter_context(probes_in_the_middle(name, blocks, config))
+            probes |= undo.enter_context(probes_in_the_middle(name, blocks, config, steering.trace))
         calibrator = denoiser._context_kwargs.get("calibrator_config")
         contexts = BranchContexts(denoiser._context_manager, denoiser._context_names, None)
         is_predicting = calibrator is not None and calibrator.enable_calibrator

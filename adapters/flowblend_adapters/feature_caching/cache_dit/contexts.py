@@ -10,18 +10,19 @@ import contextlib
 import copy
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugins import AttachTarget, hookimpl
 from flowblend_plugins.types import Denoiser, Keywords, Output
 
-from ..observed_calls import Probe, observed_calls, probe_beneath
+from ..observed_calls import Probe, observed_calls
 
 if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins import StepContext
+    from flowblend_plugins.trace.reporter import CallReporter
 
 _Branch = tuple["str | None", int]
 
@@ -119,19 +120,30 @@ class BranchContexts:
 
 
 @contextlib.contextmanager
-def probes_in_the_middle(name: str, blocks: nn.ModuleList, config: Any) -> Iterator[dict[str, Probe]]:
+def probes_in_the_middle(
+    name: str, blocks: nn.ModuleList, config: Any, trace: CallReporter
+) -> Iterator[dict[str, Probe]]:
     """Probes on the blocks of a list that cache-dit's config lets it reuse, by their names in the denoiser."""
+    middle = range(config.Fn_compute_blocks, len(blocks) - config.Bn_compute_blocks)
+    probes = {index: Probe(trace) for index in middle}
     with contextlib.ExitStack() as undo:
-        middle = range(config.Fn_compute_blocks, len(blocks) - config.Bn_compute_blocks)
-        yield {f"{name}.{index}": undo.enter_context(probe_beneath(blocks[index])) for index in middle}
+        for index, probe in probes.items():
+            undo.callback(blocks[index].register_forward_pre_hook(probe.note).remove)
+        yield {f"{name}.{index}": probe for index, probe in probes.items()}
 
 
 class CacheDitSteering:
-    """Takes part in the blend to let every steered denoiser forget in time, and to sum its generation up."""
+    """Takes part in the blend to let every steered denoiser forget in time, and to sum its generation up.
+
+    Attributes:
+        trace: of the blend.
+        at_end: what to do besides when a generation is over, also one that was interrupted.
+    """
 
     def __init__(self, name: str, target: AttachTarget) -> None:
         self._name = name
-        self._trace = target.trace
+        self.trace = target.trace
+        self.at_end: list[Callable[[], None]] = []
         self._steered: dict[str, BranchContexts] = {}
 
     @contextlib.contextmanager
@@ -152,7 +164,7 @@ class CacheDitSteering:
             probes: on the blocks in the middle, by their names: those that do not run where their list is reused.
             is_predicting: a calibrator continues what was computed, so that a skipped call is a prediction.
         """
-        trace = self._trace
+        trace = self.trace
         self._steered[letter] = contexts
 
         def before_any_call(module: nn.Module, args: object) -> None:
@@ -181,13 +193,15 @@ class CacheDitSteering:
 
     @hookimpl
     def flowblend_generation_finished(self) -> None:
+        for finish in self.at_end:
+            finish()
         for letter, contexts in self._steered.items():
             contexts.finish()
             self._note(letter, contexts)
             contexts.reused_diffs = []
 
     def _note(self, letter: str, contexts: BranchContexts) -> None:
-        generation = self._trace.last
+        generation = self.trace.last
         num_calls = sum(call.step.denoiser == letter for call in generation.calls) if generation else 0
         if generation is None or num_calls == 0:
             return
@@ -197,4 +211,4 @@ class CacheDitSteering:
         if diffs:
             line += f", at residual differences {min(diffs):.3g} to {max(diffs):.3g} (median "
             line += f"{statistics.median(diffs):.3g})"
-        self._trace.note(line)
+        self.trace.note(line)

@@ -8,7 +8,7 @@ after; here every helper is told the step instead. What it kept is forgotten whe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.types import Denoiser, Pipeline
 
-from ..chosen_denoisers import check_stage_options, choose_denoisers
+from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import Probe, observed_calls
 from .helper import SteeredHelper, find_helper, left_as_found, names_by_key, restored_forwards
 
@@ -74,6 +74,11 @@ class DeepCache(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[_Steering]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
+        with caches_of_one_blend(self.name, chosen, target), self._on_all(chosen, target) as steering:
+            yield steering
+
+    @contextlib.contextmanager
+    def _on_all(self, chosen: Mapping[str, nn.Module], target: AttachTarget) -> Iterator[_Steering]:
         for letter, unet in chosen.items():
             if find_helper(unet) is not None:
                 raise StackError(
@@ -130,6 +135,7 @@ class AdoptedDeepCache(Adapter):
                     branch, interval = _LAYERS_PER_BLOCK * block + layer, large.params["cache_interval"]
                     for found, remedy in _branch_obstacle(unet, branch):
                         raise StackError(f"{self.name!r} mirrored on denoiser {letter}: {found}. {remedy}")
+                    undo.enter_context(caches_of_one_blend(self.name, {letter: unet}, target))
                     undo.enter_context(_own_helper(unet, letter, interval, branch, steering))
             yield steering
 
@@ -153,7 +159,7 @@ class _Steering:
         steered = self._helpers[letter] = SteeredHelper(helper, self._warmup_steps)
         functions = helper.function_dict
         names = names_by_key(unet)
-        probes = {key: Probe() for key in names}
+        probes = {key: Probe(self._target.trace) for key in names}
         found = {key: functions[key] for key in names}
         functions.update({key: probe.on(found[key]) for key, probe in probes.items()})
         helper.is_skip_step = steered.is_skip_step

@@ -18,14 +18,17 @@ from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, Stac
 from flowblend_plugins.contract.stack import is_guided, setting_of
 from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
+from ..chosen_denoisers import caches_of_one_blend
 from ..observed_calls import Probe, observed_calls
 from .mag_cache import mag_states
-from .native_cache import StageEntries, enabled_cache, hooks_named, restored_hooks, transformer_blocks
+from .native_cache import StageEntries, transformer_blocks
+from .own_hooks import enabled_cache, hooks_named, restored_hooks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins import Outcome, StepContext
+    from flowblend_plugins.trace.reporter import CallReporter
 
 
 class _NativeKind(NamedTuple):
@@ -108,7 +111,8 @@ class AdoptedDiffusersCache(Adapter):
             if self.mirror:
                 for letter in sorted(target.denoisers.keys() - cached.keys()):
                     cached[letter] = target.denoisers[letter]
-                    undo.enter_context(_mirrored(letter, cached[letter], config))
+                    undo.enter_context(caches_of_one_blend(self.name, {letter: cached[letter]}, target))
+                    undo.enter_context(_mirrored(letter, cached[letter], config, target))
             for denoiser in cached.values():
                 undo.enter_context(_observed(denoiser, target))
                 undo.enter_context(_entering_above_its_range(denoiser, target, stages))
@@ -161,7 +165,7 @@ def _kind(config: Any) -> _NativeKind:
 
 
 @contextlib.contextmanager
-def _mirrored(letter: str, denoiser: Denoiser, config: Any) -> Iterator[None]:
+def _mirrored(letter: str, denoiser: Denoiser, config: Any, target: AttachTarget) -> Iterator[None]:
     name, min_blocks = type(config).__name__, _kind(config).min_blocks
     found = len(transformer_blocks(denoiser))
     if found < min_blocks:
@@ -169,7 +173,7 @@ def _mirrored(letter: str, denoiser: Denoiser, config: Any) -> Iterator[None]:
             f"'adopted_diffusers_cache': mirror=True cannot put {name} on denoiser {letter}, which has {found} "
             f"transformer block(s) where {min_blocks} are needed. Leave mirror out."
         )
-    with restored_hooks(denoiser), enabled_cache(denoiser, copy.copy(config)):
+    with restored_hooks(denoiser), enabled_cache(denoiser, copy.copy(config), target.trace):
         yield
 
 
@@ -181,7 +185,9 @@ def _observed(denoiser: Denoiser, target: AttachTarget) -> Iterator[None]:
     if type(config).__name__ == "MagCacheConfig":
         steer = _mag_count(denoiser, config)
     with contextlib.ExitStack() as undo:
-        probes = [(name, undo.enter_context(probe)) for name, probe in _probes_beneath(denoiser, kind.hooks)]
+        probes = [
+            (name, undo.enter_context(probe)) for name, probe in _probes_beneath(denoiser, kind.hooks, target.trace)
+        ]
 
         def skipped_names() -> frozenset[str]:
             if not kind.hooks_all_it_skips:
@@ -234,19 +240,19 @@ def _mag_count(denoiser: Denoiser, config: Any) -> Callable[[StepContext], None]
 
 
 def _probes_beneath(
-    denoiser: Denoiser, hooks: tuple[str, ...]
+    denoiser: Denoiser, hooks: tuple[str, ...], trace: CallReporter
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[Probe]]]:
     for name, module in denoiser.named_modules():
         registry: Any = module.__dict__.get("_diffusers_hook")
         if registry is not None:
             for hook in registry.hooks.keys() & {*hooks}:
-                yield name, _probe_beneath(module, registry.hooks[hook].fn_ref)
+                yield name, _probe_beneath(module, registry.hooks[hook].fn_ref, trace)
 
 
 @contextlib.contextmanager
-def _probe_beneath(module: Any, reference: Any) -> Iterator[Probe]:
+def _probe_beneath(module: Any, reference: Any, trace: CallReporter) -> Iterator[Probe]:
     """A probe between a hook that is on already and what it hooks."""
-    probe, forward = Probe(), reference.original_forward
+    probe, forward = Probe(trace), reference.original_forward
     noted = probe.on(forward)
     reference.original_forward = noted
     try:

@@ -19,7 +19,8 @@ from flowblend_plugins.contract.stack import is_guided
 from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from ..chosen_denoisers import choose_denoisers
-from .native_cache import BeforeCall, NativeCache, hooks_named
+from .native_cache import BeforeCall, NativeCache
+from .own_hooks import hooks_named
 from .pipeline_timestep import PipelineTimestep, check_timestep_range
 from .root_hook import kept_root_hook
 

@@ -17,7 +17,8 @@ from flowblend_plugins import AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Denoiser
 
 from .mag_ratios import MagRatios
-from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
+from .native_cache import BeforeCall, NativeCache, transformer_blocks
+from .own_hooks import hooks_named
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,8 @@ from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .mag_cache import MagCache, mag_states
 from .mag_ratios import DenoiserRatios, MagRatios
-from .native_cache import denoiser_obstacles, enabled_cache, restored_hooks
+from .native_cache import denoiser_obstacles
+from .own_hooks import enabled_cache, restored_hooks
 
 
 def calibrate_mag_ratios(
@@ -93,7 +94,7 @@ def _calibrating(denoiser: Denoiser, trace: Trace) -> Iterator[dict[int, list[fl
     # At the last of its steps diffusers prints the ratios and forgets them, so it is told of more than there will be.
     config = MagCacheConfig(calibrate=True, num_inference_steps=10**9)
     seen: dict[int, list[float]] = {}
-    with restored_hooks(denoiser), enabled_cache(denoiser, config):
+    with restored_hooks(denoiser), enabled_cache(denoiser, config, trace.reporter):
         states = mag_states(denoiser)
 
         def note(module: nn.Module, args: object, output: Output) -> None:

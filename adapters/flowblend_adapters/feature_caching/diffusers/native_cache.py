@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +16,9 @@ from flowblend_plugins import Adapter, AttachTarget, StackError, hookimpl
 from flowblend_plugins.pipelines.source import opens_cache_contexts
 from flowblend_plugins.types import Denoiser, Pipeline
 
-from ..chosen_denoisers import check_stage_options, choose_denoisers
+from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import observed_calls, probe_beneath
+from .own_hooks import enabled_cache, restored_hooks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,9 +84,14 @@ class NativeCache(Adapter):
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[Any]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
+        with caches_of_one_blend(self.name, chosen, target), self._on_all(chosen, target) as stages:
+            yield stages
+
+    @contextlib.contextmanager
+    def _on_all(self, chosen: Mapping[str, nn.Module], target: AttachTarget) -> Iterator[StageEntries]:
         for letter, denoiser in chosen.items():
             obstacles = [*self._denoiser_obstacles(denoiser)]
-            if not obstacles and denoiser.is_cache_enabled:
+            if not obstacles and getattr(denoiser, "is_cache_enabled", False):
                 obstacles.append(
                     (
                         f"it has a cache enabled already ({type(denoiser._cache_config).__name__})",
@@ -106,9 +112,9 @@ class NativeCache(Adapter):
         with contextlib.ExitStack() as undo:
             undo.enter_context(restored_hooks(denoiser))
             observed = self.observed_modules(denoiser)
-            probes = [undo.enter_context(probe_beneath(module)) for module in observed]
+            probes = [undo.enter_context(probe_beneath(module, target.trace)) for module in observed]
             names = {module: name for name, module in denoiser.named_modules()}
-            undo.enter_context(enabled_cache(denoiser, config))
+            undo.enter_context(enabled_cache(denoiser, config, target.trace))
             steer = self.steered(denoiser, config)
 
             def before_call(step: StepContext) -> None:
@@ -193,13 +199,6 @@ def transformer_blocks(denoiser: Denoiser) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks]
 
 
-def hooks_named(denoiser: Denoiser, name: str) -> list[Any]:
-    """diffusers' hooks of one name on the modules of a denoiser, in the order of its modules."""
-    registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
-    hooks = [registry.get_hook(name) for registry in registries if registry is not None]
-    return [hook for hook in hooks if hook is not None]
-
-
 def _has_registered_blocks(blocks: Sequence[nn.Module]) -> bool:
     from diffusers.hooks._helpers import TransformerBlockRegistry
 
@@ -209,47 +208,3 @@ def _has_registered_blocks(blocks: Sequence[nn.Module]) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def enabled_cache(denoiser: Denoiser, config: Any) -> Iterator[None]:
-    """A cache on a denoiser, from entering until leaving; nothing is left on if putting it on fails halfway."""
-    registries: list[Any] = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
-    had = {id(registry): set(registry.hooks) for registry in registries if registry is not None}
-    try:
-        denoiser.enable_cache(config)
-    except BaseException:  # halfway: nobody else would take its hooks off
-        for module in denoiser.modules():
-            registry: Any = module.__dict__.get("_diffusers_hook")
-            if registry is not None:
-                for name in registry.hooks.keys() - had.get(id(registry), set()):
-                    registry.remove_hook(name, recurse=False)
-        raise
-    try:
-        yield
-    finally:
-        if denoiser._cache_config is config:  # else the user took it off, or put on another one
-            denoiser.disable_cache()
-
-
-@contextlib.contextmanager
-def restored_hooks(denoiser: Denoiser) -> Iterator[None]:
-    """Take away, on leaving, the registries, forwards and attributes that a cache has left behind."""
-    modules = list(denoiser.modules())
-    had = [("_diffusers_hook" in module.__dict__, "forward" in module.__dict__) for module in modules]
-    had_config = "_cache_config" in denoiser.__dict__
-    try:
-        yield
-    finally:
-        for module, (had_registry, had_forward) in zip(modules, had, strict=True):
-            registry = module.__dict__.get("_diffusers_hook")
-            if registry is not None and not had_registry and not registry.hooks:
-                del module._diffusers_hook
-            forward = module.__dict__.get("forward")
-            if not had_forward and getattr(forward, "__func__", None) is type(module).forward:
-                del module.forward
-        if not had_config and denoiser._cache_config is None:
-            denoiser.__dict__.pop("_cache_config", None)
-        registry = denoiser.__dict__.get("_diffusers_hook")
-        if registry is not None:
-            registry.invalidate_child_registries_cache()

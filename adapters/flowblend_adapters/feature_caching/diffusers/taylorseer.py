@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError
 from flowblend_plugins.types import Denoiser
 
-from .native_cache import BeforeCall, NativeCache, hooks_named, transformer_blocks
+from .native_cache import BeforeCall, NativeCache, transformer_blocks
+from .own_hooks import hooks_named
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 
-from ..chosen_denoisers import check_stage_options, choose_denoisers
+from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
 from .rule import SkipRule
@@ -75,6 +75,8 @@ class TeaCache(Adapter):
         rules = self._rules(target)
         state = TeaCacheState(target.trace)
         with contextlib.ExitStack() as undo:
+            on = {letter: target.denoisers[letter] for letter in rules}
+            undo.enter_context(caches_of_one_blend(self.name, on, target))
             for letter, rule in rules.items():
                 undo.enter_context(state.watching(target.denoisers[letter], *rule))
             yield state

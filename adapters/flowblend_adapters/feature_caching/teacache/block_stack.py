@@ -18,9 +18,9 @@ from torch import nn
 from flowblend_plugins import RoutingError
 from flowblend_plugins.types import Denoiser
 
+from ..uncompiled import uncompiled
 from .published import TIME
 from .signals import layout_of
-from .uncompiled import uncompiled
 
 
 class StackController(Protocol):

@@ -15,8 +15,8 @@ from flowblend_plugins import StackError, StepContext, hookimpl
 from flowblend_plugins.trace.reporter import CallReporter
 from flowblend_plugins.types import Denoiser, Keywords, Output
 
+from ..uncompiled import uncompiled
 from .entries import Entries
-from .uncompiled import uncompiled
 
 _SETTINGS = {
     "enable_teacache", "cnt", "num_steps", "rel_l1_thresh", "coefficients", "ret_steps", "cutoff_steps",
