@@ -255,10 +255,13 @@ class Blend:
     def __exit__(self, *exc: object) -> None:
         self.disable()
 
-    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Output:
-        if not self._router.is_generating:  # else the router refuses the call, and the first one goes on undisturbed
+    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Any:
+        with self._router.alone():
             self._refuse_replaced_denoisers()
             self._stack.refresh()
+            return self._generate(call, arguments)
+
+    def _generate(self, call: Callable[..., Any], arguments: Keywords) -> Any:
         with self._router.generation():
             self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
             verdict = judge_call(self.adapters, self._stack.setting, self.pipeline, arguments)

@@ -92,21 +92,21 @@ class ModelRouter:
     # -- a generation --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def generation(self) -> Iterator[None]:
-        """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
+    def alone(self) -> Iterator[None]:
+        """Hold the pipeline for one call of it, in one thread. Raises ``RoutingError`` where another call holds it."""
         if not self.in_use.acquire(blocking=False):
             raise RoutingError(
                 "this pipeline is already generating. A scheduler holds the state of one generation only: wait for "
                 "the first call to end, or give each thread a pipeline of its own."
             )
         try:
-            with self._routed():
-                yield
+            yield
         finally:
             self.in_use.release()
 
     @contextlib.contextmanager
-    def _routed(self) -> Iterator[None]:
+    def generation(self) -> Iterator[None]:
+        """Route calls for the length of one pipeline call; state is clean before and after, whatever happens."""
         if self.tape is not None:
             self.tape.start()
         self.reporter.routed_thread = threading.get_ident()
