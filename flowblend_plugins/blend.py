@@ -37,7 +37,7 @@ from .routing.router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .step import Outcome, StepContext
 from .trace.trace import Trace
-from .types import Keywords, Output, Pipeline
+from .types import Keywords, Pipeline
 
 DenoiserSource = str | Path | nn.Module | Any
 
