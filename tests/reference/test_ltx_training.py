@@ -29,6 +29,7 @@ from flowblend_research.training.ltx.denoisers import (
     video_coordinates,
 )
 from flowblend_research.training.ltx.export import export, load_codec, make_scheduler
+from flowblend_research.training.ltx.shaping import shape_latents
 from flowblend_research.training.ltx.text import LTXTextTrainer, encode_text
 
 CPU = torch.device("cpu")
@@ -146,6 +147,22 @@ def test_the_codec_loss_reaches_every_parameter_and_the_fast_norms_are_the_norms
     torch.testing.assert_close(slow, fast, rtol=1e-3, atol=1e-4)
     codec_loss(codec, videos, step=1000).backward()
     assert all(parameter.grad is not None for parameter in codec.parameters())
+
+
+def test_shaped_latents_decode_as_before_and_are_as_large_as_what_they_show():
+    torch.manual_seed(0)
+    codec = make_codec().eval()
+    videos = codec_batch(1000, 0, 8, CPU)
+    latents = encode_mean(codec, videos)
+    before = codec.decode(latents).sample
+    matrix = shape_latents(codec, videos)
+    shaped = encode_mean(codec, videos)
+    torch.testing.assert_close(shaped, torch.einsum("ij,nj...->ni...", matrix.float(), latents), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(codec.decode(shaped).sample, before, rtol=1e-2, atol=1e-3)
+    spread = torch.cov(shaped.movedim(1, -1).reshape(-1, 64).T.double())
+    deviations = spread.diagonal().sqrt()
+    assert (deviations[:-1] >= deviations[1:] - 1e-6).all()
+    assert (spread - spread.diagonal().diag()).abs().max() < 1e-2 * spread.max()
 
 
 def test_the_denoiser_is_trained_as_ltx_pipeline_calls_it():
