@@ -57,7 +57,7 @@ paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: doc
 train-reference: $(INSTALLED)  ## train the embedded pair from nothing (hours on a CPU); resumes
 	$(BIN)/python -m flowblend_research.training.wan.train --out out/train-reference
 
-train-reference-ltx: $(INSTALLED)  ## train the LTX pair (a day on two cores); goes on from the committed checkpoints, or from nothing with CHECKPOINTS=
+train-reference-ltx: $(INSTALLED)  ## train the LTX pair (a day on two cores; first read its trial log, docs/reference_trials.md); goes on from the committed checkpoints, or from nothing with CHECKPOINTS=
 	@mkdir -p out && { [ -e out/train-reference-ltx ] || [ -z "$(CHECKPOINTS)" ] || cp -r $(CHECKPOINTS) out/train-reference-ltx; }
 	$(BIN)/python -m flowblend_research.training.ltx.train --out out/train-reference-ltx
 

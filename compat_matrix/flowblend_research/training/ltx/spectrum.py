@@ -96,7 +96,7 @@ def spectra(out: Path, num_videos: int) -> dict[str, NDArray[np.float64]]:
 
 
 def draw(found: dict[str, NDArray[np.float64]], target: Path) -> None:
-    """Write the figure."""
+    """Draw the three curves of every spectrum into an image file."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
