@@ -280,8 +280,8 @@ class Blend:
         if replaced:
             raise RoutingError(
                 f"the denoiser of this {type(self.pipeline).__name__} in `{replaced[0]}` was replaced after enable(), "
-                "so it would not be called. Call disable(), then enable() again. To compile a denoiser, use its "
-                f"compile(), as in pipe.{replaced[0]}.compile()."
+                "so it would not be called. Call disable(), then enable() again. To compile it, use "
+                f"pipe.{replaced[0]}.compile()."
             )
 
 

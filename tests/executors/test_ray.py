@@ -147,5 +147,5 @@ def test_addresses_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"pip install 'flowblend-plugins\[ray\]'"):
+    with pytest.raises(UsageError, match=r'pip install "flowblend-plugins\[ray\]"'):
         make_executor("ray", 1)

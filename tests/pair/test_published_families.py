@@ -237,6 +237,7 @@ def test_a_published_family_is_routed_exactly(name: str) -> None:
 
 
 def test_every_published_pair_is_run_somewhere() -> None:
-    """Wan and VACE are in ``test_published``; SkyReels-V2's denoiser is among the families of ``tests/exactness``."""
+    """Wan and VACE are in ``test_published``, LTX in ``tests/ltx``, SkyReels-V2's denoiser in ``tests/exactness``."""
     elsewhere = {"wan2.1-t2v", "wan2.1-vace", "wan2.2-t2v", "skyreels-v2-i2v"}
+    elsewhere |= {"ltx-0.9.7", "ltx-0.9.8", "ltx-0.9.8-distilled"}
     assert set(FAMILIES) | elsewhere == set(PAIRS)

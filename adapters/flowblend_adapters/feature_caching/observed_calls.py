@@ -26,7 +26,7 @@ class Probe:
         self._trace = trace
 
     def note(self, *_: Any) -> None:
-        """It runs."""
+        """Note that what is observed runs."""
         if self._trace.step is not None:
             self.has_run = True
 

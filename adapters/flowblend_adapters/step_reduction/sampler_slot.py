@@ -12,7 +12,7 @@ from flowblend_plugins.types import Pipeline
 @contextlib.contextmanager
 def sampler_in_place(pipe: Pipeline, sampler: Any) -> Iterator[None]:
     """``sampler`` as the pipeline's scheduler, from entering until leaving; one that the user sets meanwhile stays."""
-    scheduler, entry = pipe.scheduler, pipe.config["scheduler"]
+    scheduler, config = pipe.scheduler, pipe._internal_dict
     # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.
     pipe.register_modules(scheduler=sampler)
     try:
@@ -20,4 +20,5 @@ def sampler_in_place(pipe: Pipeline, sampler: Any) -> Iterator[None]:
     finally:
         if pipe.scheduler is sampler:
             pipe.__dict__["scheduler"] = scheduler
-            pipe._internal_dict = type(pipe.config)({**pipe.config, "scheduler": entry})
+            now = {**pipe.config, "scheduler": config["scheduler"]}
+            pipe._internal_dict = config if now == dict(config) else type(config)(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -518,8 +519,25 @@ def test_unknown_letters_are_refused() -> None:
         fb.enable(pipe, tiny_wan_denoiser(), adapters=["teacache(denoisers='LM')"])
 
 
-def test_blocks_replaced_meanwhile_are_noticed() -> None:
+def test_blocks_replaced_between_generations_are_cached_as_if_they_had_been_there() -> None:
     family, pipe, _ = enabled("wan", "LLL")
-    pipe.transformer.blocks[0] = family.pipe().transformer.blocks[0]
+    family.run(pipe, 10)
+    pipe.transformer.blocks[0] = copy.deepcopy(family.pipe().transformer.blocks[1])
+    replaced = family.run(pipe, 10)
+    fresh = family.pipe()
+    fresh.transformer.blocks[0] = copy.deepcopy(fresh.transformer.blocks[1])
+    assert not torch.equal(replaced, family.run(family.pipe(), 10))
+    _, fresh, _ = enabled("wan", "LLL", fresh)
+    assert torch.equal(replaced, family.run(fresh, 10))
+
+
+def test_blocks_replaced_during_a_generation_are_noticed() -> None:
+    family, pipe, _ = enabled("wan", "LSL")
+
+    def replace(pipe: Any, step_index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step_index == 4:  # the small denoiser answers
+            pipe.transformer.blocks[0] = family.pipe().transformer.blocks[0]
+        return tensors
+
     with pytest.raises(fb.RoutingError, match="blocks of denoiser L were replaced"):
-        family.run(pipe, 10)
+        family.run(pipe, 10, callback_on_step_end=replace)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from diffusers import MagCacheConfig
 from torch import nn
 
-from flowblend_plugins import StackError
+from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError
 from flowblend_plugins.api import enable
 from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.pipelines.source import opens_cache_contexts
-from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
 from .mag_cache import MagCache, mag_states
@@ -52,23 +52,31 @@ def calibrate_mag_ratios(
     measured: dict[str, DenoiserRatios] = {}
     num_steps: set[int] = set()
     for letter in letters:
-        with enable(pipe, small if letter == "S" else None, letter * 3, denoisers=denoisers) as blend:
-            denoiser: Denoiser = blend.denoisers[letter]
-            _refuse(pipe, letter, denoiser)
-            generations = []
-            for call in calls:
-                with _calibrating(denoiser, blend.trace) as seen, _rewound(call.get("generator")):
-                    pipe(**call)
-                generations.append(seen)
-            num_steps |= {len(seen) for seen in generations}
-            if len(num_steps) != 1:
-                raise StackError(
-                    f"the generations to calibrate MagCache on have {' and '.join(map(str, sorted(num_steps)))} steps. "
-                    "Give all of them the same num_inference_steps."
-                )
-            measured[letter] = DenoiserRatios(
-                class_name=type(denoiser).__name__, config=config_facts(denoiser), ratios=_mean(letter, generations)
+        generations = []
+        for call in calls:
+            calibrating = _Calibrating(letter=letter)
+            with (
+                enable(
+                    pipe,
+                    small if letter == "S" else None,
+                    letter * 3,
+                    denoisers=denoisers,
+                    adapters=[calibrating],
+                ) as blend,
+                _rewound(call.get("generator")),
+            ):
+                pipe(**call)
+            generations.append(calibrating.seen)
+        num_steps |= {len(seen) for seen in generations}
+        if len(num_steps) != 1:
+            raise StackError(
+                f"the generations to calibrate MagCache on have {' and '.join(map(str, sorted(num_steps)))} steps. "
+                "Give all of them the same num_inference_steps."
             )
+        denoiser = blend.denoisers[letter]
+        measured[letter] = DenoiserRatios(
+            class_name=type(denoiser).__name__, config=config_facts(denoiser), ratios=_mean(letter, generations)
+        )
     return MagRatios(num_inference_steps=num_steps.pop(), num_generations=len(calls), denoisers=measured)
 
 
@@ -88,24 +96,40 @@ def _refuse(pipe: Pipeline, letter: str, denoiser: Denoiser) -> None:
         )
 
 
-@contextlib.contextmanager
-def _calibrating(denoiser: Denoiser, trace: Trace) -> Iterator[dict[int, list[float]]]:
-    """Step to the ratios of its guidance branches; filled while the pipeline runs."""
-    # At the last of its steps diffusers prints the ratios and forgets them, so it is told of more than there will be.
-    config = MagCacheConfig(calibrate=True, num_inference_steps=10**9)
-    seen: dict[int, list[float]] = {}
-    with restored_hooks(denoiser), enabled_cache(denoiser, config, trace.reporter):
-        states = mag_states(denoiser)
+@dataclass(frozen=True, kw_only=True)
+class _Calibrating(Adapter):
+    """MagCache in its calibration mode on one denoiser, for one generation.
 
-        def note(module: nn.Module, args: object, output: Output) -> None:
-            if trace.step is not None:
-                seen.setdefault(trace.step.step_index, []).append(states.get_state().calibration_ratios[-1])
+    Args:
+        letter: the denoiser.
+        seen: step to the ratios of its guidance branches; filled while the pipeline runs.
+    """
 
-        handle = denoiser.register_forward_hook(note)
-        try:
-            yield seen
-        finally:
-            handle.remove()
+    letter: str
+    seen: dict[int, list[float]] = field(default_factory=dict)
+
+    name: ClassVar[str] = "mag_cache_calibration"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.BLENDING)  # it skips nothing
+
+    @contextlib.contextmanager
+    def attach(self, target: AttachTarget) -> Iterator[None]:
+        denoiser: Denoiser = target.denoisers[self.letter]
+        _refuse(target.pipeline, self.letter, denoiser)
+        # At the last of its steps diffusers prints the ratios and forgets them, so it is told of more than there are.
+        config = MagCacheConfig(calibrate=True, num_inference_steps=10**9)
+        with restored_hooks(denoiser), enabled_cache(denoiser, config, target.trace):
+            states = mag_states(denoiser)
+
+            def note(module: nn.Module, args: object, output: Output) -> None:
+                step = target.trace.step
+                if step is not None:
+                    self.seen.setdefault(step.step_index, []).append(states.get_state().calibration_ratios[-1])
+
+            handle = denoiser.register_forward_hook(note)
+            try:
+                yield
+            finally:
+                handle.remove()
 
 
 @contextlib.contextmanager
