@@ -38,7 +38,7 @@ class Patch(NamedTuple):
     kind: PatchKind
     path: str
     name: str
-    value: object
+    value: Any
 
 
 def patches_on(denoiser: nn.Module) -> Iterator[Patch]:

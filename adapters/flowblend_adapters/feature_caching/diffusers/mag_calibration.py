@@ -52,28 +52,20 @@ def calibrate_mag_ratios(
     measured: dict[str, DenoiserRatios] = {}
     num_steps: set[int] = set()
     for letter in letters:
-        generations = []
-        for call in calls:
-            calibrating = _Calibrating(letter=letter)
-            with (
-                enable(
-                    pipe,
-                    small if letter == "S" else None,
-                    letter * 3,
-                    denoisers=denoisers,
-                    adapters=[calibrating],
-                ) as blend,
-                _rewound(call.get("generator")),
-            ):
-                pipe(**call)
-            generations.append(calibrating.seen)
+        calibrating = _Calibrating(letter=letter)
+        chosen = small if letter == "S" else None
+        with enable(pipe, chosen, letter * 3, denoisers=denoisers, adapters=[calibrating]) as blend:
+            denoiser: Denoiser = blend.denoisers[letter]
+            for call in calls:
+                with _rewound(call.get("generator")):
+                    pipe(**call)
+        generations = [*calibrating.seen.values()]
         num_steps |= {len(seen) for seen in generations}
         if len(num_steps) != 1:
             raise StackError(
                 f"the generations to calibrate MagCache on have {' and '.join(map(str, sorted(num_steps)))} steps. "
                 "Give all of them the same num_inference_steps."
             )
-        denoiser = blend.denoisers[letter]
         measured[letter] = DenoiserRatios(
             class_name=type(denoiser).__name__, config=config_facts(denoiser), ratios=_mean(letter, generations)
         )
@@ -98,15 +90,15 @@ def _refuse(pipe: Pipeline, letter: str, denoiser: Denoiser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Calibrating(Adapter):
-    """MagCache in its calibration mode on one denoiser, for one generation.
+    """MagCache in its calibration mode on one denoiser.
 
     Args:
         letter: the denoiser.
-        seen: step to the ratios of its guidance branches; filled while the pipeline runs.
+        seen: by generation and step, the ratios of the guidance branches; filled while the pipeline runs.
     """
 
     letter: str
-    seen: dict[int, list[float]] = field(default_factory=dict)
+    seen: dict[int, dict[int, list[float]]] = field(default_factory=dict)
 
     name: ClassVar[str] = "mag_cache_calibration"
     traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.BLENDING)  # it skips nothing
@@ -123,7 +115,8 @@ class _Calibrating(Adapter):
             def note(module: nn.Module, args: object, output: Output) -> None:
                 step = target.trace.step
                 if step is not None:
-                    self.seen.setdefault(step.step_index, []).append(states.get_state().calibration_ratios[-1])
+                    steps = self.seen.setdefault(step.generation, {})
+                    steps.setdefault(step.step_index, []).append(states.get_state().calibration_ratios[-1])
 
             handle = denoiser.register_forward_hook(note)
             try:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.trace.reporter import CallReporter
+    from flowblend_plugins.types import Denoiser
 
 
-def hooks_named(denoiser: nn.Module, name: str) -> list[Any]:
+def hooks_named(denoiser: Denoiser, name: str) -> list[Any]:
     """diffusers' hooks of one name on the modules of a denoiser, in the order of its modules."""
     registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     hooks = [registry.get_hook(name) for registry in registries if registry is not None]
