@@ -166,7 +166,7 @@ def test_a_file_of_a_hub_repository_is_found_in_the_cache(tmp_path: Path, small:
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_peak_memory_is_one_copy(tmp_path: Path, stored: torch.dtype) -> None:
     """At most 1.2 times the larger of the file and of what is loaded from it."""
-    large = tiny_ltx_denoiser(layers=30, heads=32)
+    large = tiny_ltx_denoiser(layers=12, heads=32)
     path = write(tmp_path / "large.safetensors", authors_tensors(large, stored), large)
     tiny = tiny_ltx_denoiser()
     warm = write(tmp_path / "tiny.safetensors", authors_tensors(tiny), tiny)
@@ -182,7 +182,8 @@ def test_peak_memory_is_one_copy(tmp_path: Path, stored: torch.dtype) -> None:
         f"model = find_denoiser({str(path)!r}, 'transformer').load(torch.bfloat16)\n"
         "print(read('VmHWM') - before, sum(t.nbytes for t in model.state_dict().values()))"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    held = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # else glibc keeps what was freed, more or less of it
+    ran = subprocess.run([sys.executable, "-c", script], env=held, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     peak, size = map(int, ran.stdout.split())
     assert size > 50e6

@@ -23,6 +23,8 @@ def keep(out: Path, target: Path) -> list[str]:
         halves = {name: value.half() if value.is_floating_point() else value for name, value in average.items()}
         save_file(halves, folder / "average.safetensors")
         shutil.copy(record, folder / "record.json")
+        for shaped in record.parent.glob("shaped.safetensors"):
+            shutil.copy(shaped, folder / shaped.name)
         names.append(record.parent.name)
     return names
 

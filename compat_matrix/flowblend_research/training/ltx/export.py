@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
+from safetensors.torch import load_file
 from torch import nn
 
 from flowblend_compat_matrix.reference.classifier import AttributeClassifier
@@ -18,15 +19,22 @@ from .denoisers import LARGE, SMALL, make_denoiser
 from .text import LTXTextTrainer
 
 CLASSIFIER_STRIDE = 1
+SHAPED = "codec/shaped.safetensors"
 
 
 def load_codec(out: Path) -> AutoencoderKLLTXVideo:
-    """The trained codec, with the statistics of the data's latents once there is data."""
+    """The trained codec, shaped once that was done, with the statistics of the data's latents once there is data.
+
+    One deviation serves all channels: after shaping, a channel is as large as what it does to the picture.
+    """
     codec = load_average(make_codec(), out / "codec")
+    if (out / SHAPED).exists():
+        codec.load_state_dict(load_file(out / SHAPED))
     if has_data(out / "data"):
         latents = load_dataset(out / "data").latents[:4096].float()
-        cast(torch.Tensor, codec.latents_mean).copy_(latents.mean(dim=(0, 2, 3, 4)))
-        cast(torch.Tensor, codec.latents_std).copy_(latents.std(dim=(0, 2, 3, 4)))
+        mean = latents.mean(dim=(0, 2, 3, 4))
+        cast(torch.Tensor, codec.latents_mean).copy_(mean)
+        cast(torch.Tensor, codec.latents_std).copy_((latents - mean.view(-1, 1, 1, 1)).std().expand_as(mean))
     return codec
 
 

@@ -7,10 +7,32 @@ contribution to the picture. The codec decodes exactly what it decoded before.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKLLTXVideo
+from safetensors.torch import save_file
+
+from flowblend_compat_matrix.reference.ltx.world import LTX_WORLD
+from flowblend_compat_matrix.reference.pair import held_out_videos
 
 from .codec import encode_mean
+
+NUM_VIDEOS = 64
+SEED = 60_000
+
+
+def write_shaped(codec: AutoencoderKLLTXVideo, path: Path) -> None:
+    """Shape the latents of a trained codec by some held-out videos, and write its weights to ``path``.
+
+    They are written once, because directions are found only up to their signs: denoisers fit the file they saw.
+    """
+    videos = torch.from_numpy(held_out_videos(NUM_VIDEOS, seed=SEED, world=LTX_WORLD)).permute(0, 4, 1, 2, 3)
+    shape_latents(codec, videos * 2.0 - 1.0)
+    partial = path.with_suffix(f".{os.getpid()}")
+    save_file({name: value.contiguous() for name, value in codec.state_dict().items()}, partial)
+    partial.replace(path)
 
 
 def shape_latents(codec: AutoencoderKLLTXVideo, videos: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ from ..text import caption_batch
 from ..trainer import Job, Recipe, main
 from .codec import codec_batch, codec_loss, encode_mean, make_codec, normalise, prepare_for_training, use_fast_norms
 from .denoisers import LARGE, SMALL, flow_matching_loss, make_denoiser
-from .export import export, load_codec, load_text, make_classifier
+from .export import SHAPED, export, load_codec, load_text, make_classifier
+from .shaping import write_shaped
 from .text import LTXTextTrainer, encode_text
 
 SHARD_SIZE = 1024
@@ -72,7 +73,10 @@ def _denoiser(job: Job) -> tuple[nn.Module, LossFunction]:
 
 
 def _data(job: Job) -> Callable[[int], None]:
-    codec = move(load_codec(job.out), job.device)
+    codec = load_codec(job.out)
+    if not (job.out / SHAPED).exists():
+        write_shaped(codec, job.out / SHAPED)
+    codec = move(codec, job.device)
     use_fast_norms(codec)
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
