@@ -5,7 +5,6 @@ from flowblend_plugins.moved import redirect
 redirect(
     __name__,
     {
-        "blending_study": "flowblend_research.blending_study.__main__",
         "cells": "flowblend_compat_matrix.results.cells",
         "contract": "flowblend_compat_matrix.testing.contract",
         "embedded_bench": "flowblend_compat_matrix.testing.embedded_bench",

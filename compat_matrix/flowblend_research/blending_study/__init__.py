@@ -1,1 +1,0 @@
-"""Gains of corrections, forecasts and refreshes on the WAN reference pair, measured."""
