@@ -18,7 +18,9 @@ from .headline import Headline, headline
 from .media import on_front, speed_and_fidelity
 from .stacking import StackingChart, stacking_chart
 
-VERDICT_MARKS = {"pass": "✓", "degraded": "≈", "inert": "○", "refused": "⊘", "broken": "✕", "skipped": "…"}
+VERDICT_MARKS = {
+    "pass": "✓", "degraded": "≈", "undecided": "?", "inert": "○", "refused": "⊘", "broken": "✕", "skipped": "…",
+}  # fmt: skip
 LEGEND = {mark: "inert (no effect)" if name == "inert" else name for name, mark in VERDICT_MARKS.items()}
 """Words for the marks, as legends say them."""
 

@@ -34,10 +34,34 @@ class TimelineRow(TypedDict):
 
 
 @dataclass(kw_only=True)
+class Confirmation:
+    """Figures of one cell on prompts and seeds that chose nothing; the rest is as in :class:`CellResult`.
+
+    Attributes:
+        is_within_budget: every interval lies on the good side of its budget, here alone.
+        is_on_front: among the cells that were confirmed beside it, none is both faster and nearer to large-only.
+    """
+
+    num_prompts: int
+    psnr_db: float | None = None
+    psnr_db_interval: list[float] | None = None
+    ssim: float | None = None
+    ssim_interval: list[float] | None = None
+    alignment_kept: float | None = None
+    alignment_kept_interval: list[float] | None = None
+    speedup_over_large: float | None = None
+    speedup_over_large_interval: list[float] | None = None
+    num_timed: int = 0
+    is_within_budget: bool = False
+    is_on_front: bool = False
+
+
+@dataclass(kw_only=True)
 class CellResult:
     """Everything that was found of one cell.
 
-    Ranges are (lowest, highest) over the timed repeats, ``…_std`` is over the prompts.
+    Ranges are (lowest, highest) over the timed repeats, ``…_std`` is over the prompts. An ``…_interval`` holds the mean
+    over all prompts like these (of speed: over all rounds) with the confidence that ``RunRecord.confidence`` says.
 
     Attributes:
         id, pair, schedule, adapters: what was run.
@@ -46,6 +70,7 @@ class CellResult:
         observed, reasons: the verdict on what was seen.
         error: where it raised, its last lines.
         latency_ms: of one warm generation, prompt encoding and denoising without decoding; the median.
+        speedup_over_large_interval: from the rounds' ratios; ``None`` of fewer than three rounds.
         speedup_over_large, speedup_over_blend, speedup_over_stack: medians of the ratios to the baseline that ran
             beside it: large-only, the same schedule without adapters, the same adapters without a schedule.
         stacking_efficiency: ``speedup_over_large`` over the product of what blend and stack give alone.
@@ -57,7 +82,11 @@ class CellResult:
         timeline: for every step its denoiser, its stage and what was done in it.
         psnr_db, ssim: to large-only at the same seeds, the mean over the prompts.
         metrics: every other registered metric of (video, large-only's video): mean and std over the prompts.
-        prompt_alignment: share of captioned attributes that are right, 0..1.
+        num_prompts: prompts that the figures of fidelity are over; prompts are added until the verdict is certain.
+        is_screened: ``observed`` says what few prompts show, whatever the intervals: nothing of it is certain.
+        prompt_alignment: share of captioned attributes that are right, 0..1; of ``num_attributes``.
+        alignment_kept: the same over large-only's on the same prompts.
+        confirmation: figures on other prompts and seeds, of cells that could be the headline or on the front.
         frechet_distance: of classifier features to those of real videos.
         is_identical_to_large: latents and videos equal large-only's, bit for bit.
         is_warm_equal: generation 2 equals generation 1.
@@ -93,6 +122,7 @@ class CellResult:
     latency_ms_range: list[float] | None = None
     speedup_over_large: float | None = None
     speedup_over_large_range: list[float] | None = None
+    speedup_over_large_interval: list[float] | None = None
     speedup_over_blend: float | None = None
     speedup_over_stack: float | None = None
     stacking_efficiency: float | None = None
@@ -104,13 +134,21 @@ class CellResult:
     num_predicted_forwards: int | None = None
     forwards: list[ForwardsRow] = field(default_factory=list)
     timeline: list[TimelineRow] = field(default_factory=list)
+    num_prompts: int = 0
+    is_screened: bool = False
     psnr_db: float | None = None
     psnr_db_std: float | None = None
+    psnr_db_interval: list[float] | None = None
     ssim: float | None = None
     ssim_std: float | None = None
+    ssim_interval: list[float] | None = None
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     prompt_alignment: float | None = None
+    num_attributes: int = 0
+    alignment_kept: float | None = None
+    alignment_kept_interval: list[float] | None = None
     frechet_distance: float | None = None
+    confirmation: Confirmation | None = None
     is_identical_to_large: bool | None = None
     is_warm_equal: bool | None = None
     is_teardown_clean: bool | None = None

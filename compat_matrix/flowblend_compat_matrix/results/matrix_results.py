@@ -10,13 +10,15 @@ from pathlib import Path
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.types import JsonObject
 
-from .cell_result import BaselineResult, CellResult
+from .cell_result import BaselineResult, CellResult, Confirmation
 
 __all__ = [
     "API_VERSION",
     "FILE_NAME",
     "BaselineResult",
     "CellResult",
+    "Confirmation",
+    "HeadlineRecord",
     "Matrix",
     "PairRecord",
     "RunRecord",
@@ -26,6 +28,19 @@ __all__ = [
 
 API_VERSION = 1
 FILE_NAME = "matrix.json"
+
+
+@dataclass(kw_only=True)
+class HeadlineRecord:
+    """The fastest cell that other prompts and seeds confirm to be within the budget.
+
+    Attributes:
+        cell: its id; ``None`` where no candidate was confirmed.
+        dropped: ids of faster cells that passed on the prompts that chose them and were not confirmed, fastest first.
+    """
+
+    cell: str | None = None
+    dropped: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -42,6 +57,8 @@ class PairRecord:
         fps: of the videos; ``None`` of stills.
         divergence: a row for every step and branch; see ``calibration.divergence.Divergence``.
         large_only, small_only: either denoiser alone.
+        headline: as confirmed; ``None`` where nothing was confirmed (a screening, or an interrupted run).
+        front: ids of the cells on the front as confirmed, fastest first.
     """
 
     name: str
@@ -58,6 +75,8 @@ class PairRecord:
     divergence: list[JsonObject] = field(default_factory=list)
     large_only: BaselineResult = field(default_factory=BaselineResult)
     small_only: BaselineResult = field(default_factory=BaselineResult)
+    headline: HeadlineRecord | None = None
+    front: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -99,6 +118,8 @@ class RunRecord:
         executor: what ran the cells, in words, with the number of workers.
         is_sharing: whether cells shared baselines and common steps.
         runs_refused: whether cells that are declared incompatible were run, so that the declarations are audited.
+        looks: numbers of prompts at which a cell may be concluded, the last is the most.
+        confidence: of every interval, over all looks together.
         families: which kind of technique each adapter of the stacks is, by its name.
         work: what it cost.
     """
@@ -114,6 +135,8 @@ class RunRecord:
     executor: str
     is_sharing: bool
     runs_refused: bool = False
+    looks: list[int] = field(default_factory=list)
+    confidence: float = 0.95
     families: dict[str, str] = field(default_factory=dict)
     work: WorkRecord = field(default_factory=WorkRecord)
 
@@ -129,6 +152,11 @@ class Matrix:
     def pair(self, name: str) -> PairRecord:
         """The record of a pair that cells name."""
         return next(pair for pair in self.run.pairs if pair.name == name)
+
+    @property
+    def is_screening(self) -> bool:
+        """Whether so few prompts were asked for that no verdict is certain."""
+        return bool(self.run.looks) and len(self.run.looks) == 1
 
     @property
     def is_complete(self) -> bool:
@@ -158,7 +186,7 @@ class Matrix:
             return cls(
                 environment=dict(value["environment"]),
                 run=RunRecord(**run),
-                cells=[CellResult(**cell) for cell in value["cells"]],
+                cells=[_read_cell(cell) for cell in value["cells"]],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FlowBlendError(
@@ -167,8 +195,17 @@ class Matrix:
 
 
 def _read_pair(value: JsonObject) -> PairRecord:
-    baselines: JsonObject = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
-    return PairRecord(**(value | baselines))
+    parts: JsonObject = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
+    if value.get("headline"):
+        parts["headline"] = HeadlineRecord(**value["headline"])
+    return PairRecord(**(value | parts))
+
+
+def _read_cell(value: JsonObject) -> CellResult:
+    cell = CellResult(**value)
+    if value.get("confirmation"):
+        cell.confirmation = Confirmation(**value["confirmation"])
+    return cell
 
 
 def read_matrix(folder: Path) -> Matrix:

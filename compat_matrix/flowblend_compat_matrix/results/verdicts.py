@@ -10,12 +10,14 @@ from dataclasses import dataclass
 class Observed(str, enum.Enum):
     """Observed verdict on a cell.
 
-    ``pass`` within the budget; ``degraded`` below it; ``inert`` changed nothing; ``refused`` on purpose, with a
-    reason; ``broken`` raised, or left state behind; ``skipped`` for want of an optional dependency.
+    ``pass`` certainly within the budget; ``degraded`` certainly below it; ``undecided`` where all prompts together do
+    not tell; ``inert`` changed nothing; ``refused`` on purpose, with a reason; ``broken`` raised, or left state behind;
+    ``skipped`` for want of an optional dependency.
     """
 
     PASS = "pass"
     DEGRADED = "degraded"
+    UNDECIDED = "undecided"
     INERT = "inert"
     REFUSED = "refused"
     BROKEN = "broken"
@@ -44,8 +46,8 @@ class QualityBudget:
 
 
 AGREEING = {
-    "composes": {Observed.PASS, Observed.DEGRADED},
-    "composes_with_reset": {Observed.PASS, Observed.DEGRADED},
+    "composes": {Observed.PASS, Observed.DEGRADED, Observed.UNDECIDED},
+    "composes_with_reset": {Observed.PASS, Observed.DEGRADED, Observed.UNDECIDED},
     "inert": {Observed.INERT},
     # Where it is run to audit the declaration, a loss or an adapter without effect says that the refusal is right.
     "refused": {Observed.REFUSED, Observed.BROKEN, Observed.DEGRADED, Observed.INERT},
