@@ -6,7 +6,7 @@ FAST := tests/schedule tests/plugins tests/house tests/report tests/pair tests/e
 INSTALLED := $(VENV)/.installed
 CHECKPOINTS := compat_matrix/flowblend_research/checkpoints/reference-ltx
 
-.PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-ltx train-reference-distilled behaviour-card clean
+.PHONY: help install demo test test-all test-fast test-install check house bench bench-frontier matrix paper-table train-reference train-reference-ltx train-reference-distilled behaviour-card full-size clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -67,6 +67,9 @@ train-reference-distilled: $(INSTALLED)  ## distil the embedded pair to 8 and 4 
 
 behaviour-card: $(INSTALLED)  ## measure the embedded pair and write its behaviour card
 	$(BIN)/python -m flowblend_research.training.wan.behaviour
+
+full-size: $(INSTALLED)  ## times and memory at the published sizes, random weights, one large CUDA GPU: docs/full_size_measured.md (12 minutes; ARGS="--only wan")
+	$(BIN)/python -m flowblend_research.full_size $(ARGS)
 
 clean:  ## remove what the other targets made, but no weights and no checkpoints
 	rm -rf $(VENV) out/demo .pytest_cache .ruff_cache .hypothesis .benchmarks dist
