@@ -56,7 +56,7 @@ def enable(
     """
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration.load(calibration)
-    if schedule == AUTO and calibration is not None:
+    if calibration is not None and isinstance(schedule, str) and schedule.lower() == AUTO:
         if early is not None or late is not None:
             raise ScheduleError('schedule="auto" has the boundaries of its calibration. Leave early= and late= out.')
         schedule = calibration.schedule

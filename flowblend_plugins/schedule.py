@@ -98,14 +98,14 @@ class StageSchedule:
         """Read a name, runs of steps, or sigma bounds.
 
         Args:
-            text: ``"LSL"``, ``"L:20,S:20,L:10"`` or ``"L>=0.9,S>=0.4,L"``.
+            text: ``"LSL"``, ``"L:20,S:20,L:10"`` or ``"L>=0.9,S>=0.4,L"``, in any case.
             early, late: fractions of the steps; only for a name (defaults .4 and .2, the paper's for WAN 2.1).
 
         Raises:
             ScheduleError: the text is none of these, or fractions are given with explicit runs.
         """
-        compact = "".join(text.split())
-        if compact == AUTO:
+        compact = re.sub(r"[a-z](?![-0-9])", lambda letter: letter[0].upper(), "".join(text.split()))  # but 1e-3
+        if compact == AUTO.upper():
             raise ScheduleError(
                 f'schedule "{AUTO}" is that of a calibration: give calibration= (--calibration) too, a file that '
                 "`flowblend calibrate boundaries` wrote."

@@ -53,7 +53,7 @@ class FeatureSimilarity:
     def __init__(self, source: str | Path) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
-        from ..pairs.stored import is_hub_id
+        from ..pairs.sources import is_hub_id
 
         where = str(source) if is_hub_id(source) else str(Path(source).expanduser())
         is_local = not is_hub_id(source)

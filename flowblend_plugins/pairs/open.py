@@ -10,7 +10,9 @@ from typing import Any
 
 from ..errors import PairError
 from ..types import KeywordsView, Pipeline
+from .placement import Placement
 from .preset import PairPreset
+from .sources import PICKLE_SUFFIXES, is_hub_id, refuse_absent
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def open_pair(
     large: str | Path | None = None,
     small: str | Path | None = None,
     base: str | Path | None = None,
+    placement: Placement | None = None,
 ) -> OpenedPair:
     """Load the pipeline of a registered pair, or of ``large``; the small denoiser is loaded by ``enable()``.
 
@@ -49,6 +52,7 @@ def open_pair(
         large: hub id or folder of the large pipeline, or a single file of its denoiser, in place of the pair's.
         small: hub id, folder or single file of the small denoiser, in place of the pair's.
         base: hub id or folder of the pipeline around a large denoiser in a single file, in place of the pair's.
+        placement: device, dtype and offloading; by default CUDA in bfloat16 if there is one, else the CPU in float32.
 
     Raises:
         PairError: neither is given, or it is no diffusers pipeline with safetensors weights.
@@ -59,13 +63,14 @@ def open_pair(
         raise PairError("no pair was named. Pass a registered pair, or the large pipeline's hub id or folder.")
     source = large if large is not None else preset.large  # type: ignore[union-attr]
     small_source = small if small is not None else preset.small if preset else None
+    refuse_absent(source, small_source, base)
     from .single_file import find_single_file  # which loads torch
 
     file = find_single_file(source)
     if file is None:
-        pipeline = load_pipeline(source)
+        pipeline = load_pipeline(source, placement)
     else:
-        pipeline = load_around_file(source, file, base or (preset.base if preset else None))
+        pipeline = load_around_file(source, file, base or (preset.base if preset else None), placement)
     return OpenedPair(
         name=preset.name if preset and small is None else f"{source} + {small_source}",
         preset=preset,
@@ -77,15 +82,15 @@ def open_pair(
     )
 
 
-def load_around_file(source: str | Path, file: Path, base: str | Path | None) -> Any:
+def load_around_file(
+    source: str | Path, file: Path, base: str | Path | None, placement: Placement | None = None
+) -> Any:
     """Load a pipeline whose large denoiser is in a single file, and all else in a folder or on the hub.
 
     Raises:
         PairError: there is no such pipeline, it is of another family, or its VAE has other latent statistics than the
             file.
     """
-    import torch
-
     from .configs import configs_of_pipeline
     from .facts import differences
     from .stored_file import stored_file
@@ -97,8 +102,8 @@ def load_around_file(source: str | Path, file: Path, base: str | Path | None) ->
             'lends its text encoder, tokenizer, VAE and scheduler: a folder or hub id such as "Lightricks/'
             'LTX-Video-0.9.7-dev".'
         )
-    denoiser = stored.load(torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-    pipeline = load_pipeline(base, transformer=denoiser)
+    denoiser = stored.load((placement or Placement()).torch_dtype())
+    pipeline = load_pipeline(base, placement, transformer=denoiser)
     found = [*differences(configs_of_pipeline(pipeline, "transformer"), stored.configs)]
     if found:
         listed = "; ".join(f"{one.meaning}: {one.small}, but {one.large} in the pipeline" for one in found)
@@ -106,11 +111,12 @@ def load_around_file(source: str | Path, file: Path, base: str | Path | None) ->
     return pipeline
 
 
-def load_pipeline(source: str | Path, **components: Any) -> Any:
-    """A diffusers pipeline from a folder or a hub id, on CUDA in bfloat16 if there is one, else on the CPU in float32.
+def load_pipeline(source: str | Path, placement: Placement | None = None, **components: Any) -> Any:
+    """A diffusers pipeline from a folder or a hub id.
 
     Args:
         source: the folder or hub id.
+        placement: device, dtype and offloading; by default CUDA in bfloat16 if there is one, else the CPU in float32.
         components: loaded ones in place of its own, by name.
 
     Raises:
@@ -119,25 +125,23 @@ def load_pipeline(source: str | Path, **components: Any) -> Any:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from .stored import is_hub_id
-
+    placement = placement or Placement()
     folder = Path(source).expanduser()
     is_local = not is_hub_id(source)
     if is_local and not (folder / "model_index.json").is_file():
-        found = "it does not exist" if not folder.exists() else "it has no model_index.json"
+        refuse_absent(source)
         raise PairError(
-            f"{source} is no diffusers pipeline: {found}. Give the folder that save_pretrained() wrote, or a hub id "
-            'such as "Wan-AI/Wan2.1-T2V-14B-Diffusers".'
+            f"{source} is no diffusers pipeline: it has no model_index.json. Give the folder that save_pretrained() "
+            'wrote, or a hub id such as "Wan-AI/Wan2.1-T2V-14B-Diffusers".'
         )
     if is_local:
         _refuse_pickle(folder)
     if not sys.stderr.isatty():
         hide_progress_bars()
-    on_cuda = torch.cuda.is_available()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder if is_local else str(source),
-            dtype=torch.bfloat16 if on_cuda else torch.float32,
+            dtype=placement.torch_dtype(),
             use_safetensors=True,
             local_files_only=is_local,
             **components,
@@ -153,7 +157,7 @@ def load_pipeline(source: str | Path, **components: Any) -> Any:
                 f"{source}: the weights of its {name} are incomplete. Check that its safetensors files belong to its "
                 "config.json, or download it again."
             )
-    return pipeline.to("cuda") if on_cuda else pipeline
+    return placement.put(pipeline)
 
 
 def hide_progress_bars() -> None:
@@ -167,8 +171,6 @@ def hide_progress_bars() -> None:
 
 def _refuse_pickle(folder: Path) -> None:
     """Pickle executes what it holds, so a component that has nothing else is refused before anything is read."""
-    from .stored import PICKLE_SUFFIXES
-
     for component in sorted(p for p in folder.iterdir() if p.is_dir()):
         pickled = [p.name for p in component.iterdir() if p.suffix in PICKLE_SUFFIXES]
         if pickled and not any(component.glob("*.safetensors")):

@@ -18,8 +18,8 @@ import torch
 
 from ..errors import PairError
 from ..types import Keywords, KeywordsView
+from .sources import HUB_FILE
 
-_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+\.safetensors)")
 _SCALES = (".scale_weight", ".weight_scale")
 # Of inputs that are quantised too, which these weights are not used with; and marks of the format.
 _OF_NO_MEANING_HERE = re.compile(r"(.*\.)?(scaled_fp8|scale_input|input_scale)")
@@ -166,7 +166,7 @@ def find_single_file(source: str | Path) -> Path | None:
         PairError: it names one on the hub that cannot be had.
     """
     path = Path(source).expanduser()
-    found = _HUB_FILE.fullmatch(source) if isinstance(source, str) and not path.exists() else None
+    found = HUB_FILE.fullmatch(source) if isinstance(source, str) and not path.exists() else None
     if found is None:
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download

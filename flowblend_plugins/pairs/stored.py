@@ -6,7 +6,6 @@ repository brings along is never run. A folder is read without network; only a h
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from ..types import Keywords
 from .configs import configs_of_folder, diffusers_class, kind_of, read_json
 from .facts import Config
 from .single_file import find_single_file, refuse_not_finite
+from .sources import PICKLE_SUFFIXES, refuse_absent
 from .stored_file import StoredFile, stored_file
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Configs only: some kilobytes, whatever the model's size.
 _CONFIG_FILES = ["model_index.json", "config.json", "*/config.json", "*/scheduler_config.json"]
 _CONVERT = (
@@ -119,13 +117,6 @@ def find_denoiser(source: str | Path, slot: str) -> StoredDenoiser | StoredFile:
     return StoredDenoiser(name, folder, subfolder, hub_id, denoiser_class, configs)
 
 
-def is_hub_id(source: str | Path) -> bool:
-    """Whether a text names a repository on the hub: two parts, no weights file, and nothing here of that path."""
-    if isinstance(source, Path) or Path(source).expanduser().exists():
-        return False
-    return bool(_HUB_ID.fullmatch(source)) and Path(source).suffix not in (*PICKLE_SUFFIXES, ".safetensors")
-
-
 def _resolve(source: str | Path) -> tuple[Path, str | None]:
     path = Path(source).expanduser()
     if path.is_dir():
@@ -137,14 +128,8 @@ def _resolve(source: str | Path) -> tuple[Path, str | None]:
             f"{str(source)!r} is a file of another format than safetensors. Load it with the denoiser class's "
             "from_single_file() (for GGUF with quantization_config=GGUFQuantizationConfig(...)) and pass the object."
         )
-    if isinstance(source, str) and is_hub_id(source):
-        return _hub_snapshot(source), source
-    is_path = isinstance(source, Path) or source.startswith((".", "~")) or os.sep in source or "/" in source
-    if is_path:
-        raise PairError(f"there is no folder {str(source)!r} (looked at {path.absolute()}). Check the path.")
-    raise PairError(
-        f"{source!r} is neither a folder here nor a hub id. Pass an existing folder, or a hub id such as 'org/name'."
-    )
+    refuse_absent(source)
+    return _hub_snapshot(str(source)), str(source)
 
 
 def _hub_snapshot(hub_id: str) -> Path:

@@ -141,8 +141,10 @@ def _forwards(generation: Generation) -> str:
 def _saved_line(generation: Generation) -> Iterator[str]:
     saved = generation.saved()
     if saved.num_calls:
-        time = f"{saved.time_fraction:.0%} of the time" if math.isfinite(saved.time_ms) else "time not known"
-        yield f"Not computed: {saved.calls_fraction:.0%} of the calls, which saved {time} in the denoisers."
+        told = f"which saved {saved.time_fraction:.0%} of the time in the denoisers"
+        if not math.isfinite(saved.time_ms):
+            told = "and the time that it saved is not known, for there is no timed call to compare with"
+        yield f"Not computed: {saved.calls_fraction:.0%} of the calls, {told}."
 
 
 def _flops_text(flops: int) -> str:

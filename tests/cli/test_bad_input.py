@@ -21,7 +21,7 @@ USAGE, FAILURE = 2, 1
     ("options", "words"),
     [
         (["--schedule", "LQL"], ["'LQL'", "denoiser Q", "L (large), S (small)"]),
-        (["--schedule", "lsl"], ["lsl", "LSL"]),
+        (["--schedule", "LS"], ["'LS'", "LSL"]),
         (["--schedule", "L:3,S"], ["L:3,S", "cannot be read"]),
         (["--early", "0.7", "--late", "0.6"], ["0.7", "0.6", "overlap", "at most 1"]),
         (["--early", "1.5"], ["early", "1.5", "from 0 to 1"]),

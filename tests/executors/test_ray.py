@@ -127,7 +127,7 @@ def test_what_hangs_is_given_up_at_once_and_what_it_leaves_goes_on(saved_pair: P
 
 def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path, cluster: Any) -> None:
     batches = make_batches("tiny", plan_cells(SCHEDULES, []))
-    with pytest.raises(FlowBlendError, match="it does not exist"):
+    with pytest.raises(FlowBlendError, match="there is no folder or file"):
         list(make_executor("ray", 1, cluster.address).run(settings_for(saved_pair / "nowhere"), batches))
     assert not ray.is_initialized()
 

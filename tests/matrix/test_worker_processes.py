@@ -144,7 +144,7 @@ def test_stacks_that_are_measured_together_are_as_each_alone(saved_pair: Path) -
 
 def test_a_pair_that_cannot_be_opened_ends_the_run(saved_pair: Path) -> None:
     settings = settings_for(saved_pair / "nowhere")
-    with pytest.raises(FlowBlendError, match="it does not exist"):
+    with pytest.raises(FlowBlendError, match="there is no folder or file"):
         list(LocalExecutor(1).run(settings, [Batch("tiny", (CellSpec(StageSchedule.named("LSL")),))]))
 
 

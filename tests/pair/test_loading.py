@@ -208,11 +208,11 @@ def edit_json(file: Path, **changes: Any) -> None:
     "missing", ["/no/such/folder", "./no-such-folder", "~/no-such-folder-here", "a/b/c", "weights/small.safetensors"]
 )
 def test_a_missing_folder(pipe: Any, missing: str) -> None:
-    assert f"there is no folder {missing!r}" in refusal(pipe, missing)
+    assert f"there is no folder or file {missing!r}" in refusal(pipe, missing)
 
 
 def test_a_missing_path_object_is_never_a_hub_id(pipe: Any) -> None:
-    assert "there is no folder 'someone/small'" in refusal(pipe, Path("someone/small"))
+    assert "there is no folder or file 'someone/small'" in refusal(pipe, Path("someone/small"))
 
 
 @pytest.mark.parametrize("text", ["wan", "", "someone / small", "http:x"])

@@ -119,6 +119,7 @@ def test_parsing_the_text_of_a_schedule_gives_the_schedule(text: str, num_steps:
     schedule = fb.StageSchedule.parse(text)
     assert fb.StageSchedule.parse(schedule.text) == schedule
     assert fb.StageSchedule.parse(f" {text} ".replace(",", " , ")) == schedule
+    assert fb.StageSchedule.parse(text.lower()) == schedule
 
 
 @given(st.data(), st.integers(1, 5))
@@ -127,6 +128,7 @@ def test_parsing_the_text_of_a_schedule_by_sigma_gives_the_schedule(data: st.Dat
     letters = data.draw(st.text(string.ascii_uppercase, min_size=num_bounds + 1, max_size=num_bounds + 1))
     schedule = fb.StageSchedule.by_sigma(letters, bounds)
     assert fb.StageSchedule.parse(schedule.text) == schedule
+    assert fb.StageSchedule.parse(schedule.text.lower()) == schedule
 
 
 @given(st.data(), NUM_STEPS)

@@ -44,7 +44,7 @@ def find_weights(source: str) -> WeightsFile:
     Raises:
         StackError: nothing is there, or it is pickle, or several files could be meant.
     """
-    from flowblend_plugins.pairs.stored import is_hub_id  # which loads torch
+    from flowblend_plugins.pairs.sources import is_hub_id
 
     path = Path(source).expanduser()
     if path.is_file():
@@ -134,7 +134,7 @@ def _the_one_file(source: str, names: list[str]) -> str:
 
 
 def _pickle_suffixes() -> tuple[str, ...]:
-    from flowblend_plugins.pairs.stored import PICKLE_SUFFIXES
+    from flowblend_plugins.pairs.sources import PICKLE_SUFFIXES
 
     return PICKLE_SUFFIXES
 
