@@ -19,6 +19,10 @@ _REFERENCE = Path(__file__).parent / "reference"
 _WEIGHTS = _REFERENCE / "weights"
 _UNET_WEIGHTS = _REFERENCE / "unet" / "weights"
 _DISTILLED = _REFERENCE / "distilled"
+_STILL_WORDS = frozenset(
+    {"a", "and", "over", "circle", "square", "triangle", "cross", "ring", "plain", "striped", "dotted"}
+    | {"red", "green", "blue", "yellow", "purple", "white", "gradient", "stripes", "checkers", "blobs"}
+)
 
 
 def _classifier_similarity() -> Any:
@@ -46,6 +50,7 @@ REFERENCE = PairPreset(
         "a dotted triangle standing still",
         "a purple cross",
     ),
+    vocabulary=_STILL_WORDS | {"moving", "standing", "still", "left", "right", "up", "down"},
     distilled={f"{side}-{steps}": _DISTILLED / f"{side}-{steps}" for side in ("large", "small") for steps in (4, 8)},
     similarity=_classifier_similarity,
 )
@@ -60,6 +65,7 @@ REFERENCE_UNET = PairPreset(
         "Trained for this package (docs/unet_reference_pair.md). Boundaries: FlowBlending (arXiv 2512.24724), for WAN."
     ),
     example_prompts=("a red striped circle over checkers", "a dotted triangle", "a purple cross"),
+    vocabulary=_STILL_WORDS,
     similarity=_classifier_similarity,
 )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from ..step import StepContext
 from ..types import Keywords, Output, Pipeline
 
 
-def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress) -> Output:
-    """Call the pipeline, with a progress bar.
+def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress, what: str = "preparing") -> Output:
+    """Call the pipeline, with a progress bar; ``what`` stands beside it until a blended denoiser is called.
 
     Raises:
         UsageError: the pipeline refuses the arguments, or makes neither a video nor a still.
@@ -26,7 +27,7 @@ def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progr
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(seed)
     try:
-        with progress.shown():
+        with progress.shown(what):
             result = pipeline(**arguments, generator=generator, output_type="np")
     except (ValueError, TypeError) as error:
         if isinstance(error, FlowBlendError):
@@ -37,14 +38,23 @@ def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progr
     return result
 
 
-def write_output(result: Output, path: Path, fps: float) -> None:
-    """Write the first video, or the first still, of what :func:`generate` gave."""
+def refuse_unknown_arguments(pipeline: Pipeline, names: Iterable[str]) -> None:
+    """Raise ``UsageError`` where the pipeline's call has no such arguments, by the options that give them."""
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    unknown = sorted(name for name in names if name not in accepted)
+    if unknown:
+        options = ", ".join("--steps" if n == "num_inference_steps" else f"--{n.replace('_', '-')}" for n in unknown)
+        raise UsageError(f"{type(pipeline).__name__} does not take {options}. Leave it out.")
+
+
+def write_output(pixels: Any, path: Path, fps: float) -> None:
+    """Write a video ``[F, H, W, 3]``, or a still ``[H, W, 3]``."""
     from ..files.video import write_mp4, write_png
 
-    if hasattr(result, "frames"):
-        write_mp4(result.frames[0], path, fps)
+    if pixels.ndim == 4:
+        write_mp4(pixels, path, fps)
     else:
-        write_png(result.images[0], path)
+        write_png(pixels, path)
 
 
 class Progress:
@@ -56,11 +66,13 @@ class Progress:
         self.seconds: float = 0.0
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self, what: str) -> Iterator[None]:
+        """Show a bar and a spinner, with ``what`` beside them, and take the time."""
         from rich import progress as bars
         from rich.console import Console
 
         columns = (
+            bars.SpinnerColumn(),
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
@@ -68,7 +80,7 @@ class Progress:
         )
         quiet = self._quiet or not sys.stderr.isatty()  # in a log, all that is left of a bar is noise
         with bars.Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as self._bar:
-            self._task = self._bar.add_task("preparing", total=None)
+            self._task = self._bar.add_task(what, total=None)
             started = time.perf_counter()
             yield
             self.seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from ..errors import PluginError
 from ..extras import DISTRIBUTION, extra_by_package, how_to_install, is_installed
 from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
 from ..pairs.preset import PairPreset
+from ..pairs.sources import HUB_FILE
 from .options import JsonOption
 
 
@@ -152,11 +154,25 @@ def _pair(pair: PairPreset) -> Finding:
     """Pairs that come with a package have folders, which may not be there; the others are on the hub."""
     what = f"pair {pair.name}"
     if not isinstance(pair.large, Path):
-        return Finding(what, "ok", f"on the hub, loaded at first use: {pair.large} and {pair.small}")
+        if all(_is_cached(source) for source in (pair.large, pair.base, pair.small) if source):
+            return Finding(what, "ok", "in the hub's cache on this machine")
+        is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        remedy = "HF_HUB_OFFLINE forbids to fetch it" if is_offline else "its first run fetches it from the hub"
+        return Finding(what, "missing", f"not downloaded; {remedy}")
     for folder, config in ((pair.large, "model_index.json"), (Path(pair.small), "config.json")):
         if not (folder / config).is_file() or not any(folder.rglob("*.safetensors")):
             return Finding(what, "missing", f"--pair {pair.name} does not work: {folder} holds no saved weights")
     return Finding(what, "ok", f"its weights are in {pair.large.parent}")
+
+
+def _is_cached(source: str | Path) -> bool:
+    """Whether the hub's cache has weights of a repository, or the one file that is named; nothing is fetched."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if file := HUB_FILE.fullmatch(str(source)):
+        return isinstance(try_to_load_from_cache(file[1], file[2]), str)
+    folder = Path(constants.HF_HUB_CACHE, f"models--{str(source).replace('/', '--')}", "snapshots")
+    return any(folder.rglob("*.safetensors"))
 
 
 def _blended_generation() -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..manager import FlowblendPluginManager, pairs_by_name
+from ..pairs.placement import Placement
 from ..pairs.preset import PairPreset
 from ..schedule import NAMED_SCHEDULES, StageSchedule
 
@@ -59,6 +62,50 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="S
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="What to show. [default: an example of the pair]")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ImageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Image to start from, where the pipeline takes one.",
+    ),
+]
+
+
+class DtypeName(str, enum.Enum):
+    """Dtypes that a pipeline can be loaded in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class OffloadName(str, enum.Enum):
+    """Ways in which parts of a pipeline wait in the CPU's memory; the names are diffusers'."""
+
+    MODEL = "model"
+    SEQUENTIAL = "sequential"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementOptions:
+    """Device, dtype and offloading of the pair."""
+
+    device: Annotated[
+        str | None, typer.Option(help="Where it computes, such as cuda:1.  [default: cuda where there is one, or cpu]")
+    ] = None
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="Of weights and latents.  [default: bfloat16; float32 on the CPU]")
+    ] = None
+    offload: Annotated[
+        OffloadName | None, typer.Option(help="Keep in the CPU's memory what is not at work: whole models, or layers.")
+    ] = None
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.device, self.dtype and self.dtype.value, self.offload and self.offload.value)
 
 
 def read_schedule(

@@ -56,6 +56,10 @@ class Plan:
         typer.echo(f"{self.schedule}: {self.steps or 'by sigma; the sampler sets its sigmas when it runs'}{counted}")
         if self.sigmas is not None:
             typer.echo(f"sigmas: {', '.join(f'{sigma:.3g}' for sigma in self.sigmas)}")
+        self.show_details()
+
+    def show_details(self) -> None:
+        """Print what adapters know of each step beforehand."""
         for adapter, outcomes in self.outcomes.items():
             typer.echo(f"{adapter}: {_describe_outcomes(outcomes) if outcomes else 'known only while it runs'}")
 

@@ -64,6 +64,9 @@ class Adapter(abc.ABC):
     package: ClassVar[str | None] = None
     """An optional package that the technique cannot do without; where it is missing, the adapter is refused."""
 
+    page: ClassVar[str | None] = None
+    """URL of the page that documents it, or its path in the repository."""
+
     @abc.abstractmethod
     def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
         """A context manager with the technique on, from entering it until leaving it.

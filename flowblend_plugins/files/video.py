@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 
 # Any browser plays H.264; builds of PyAV without it still have MPEG-4, which players show.
 _ENCODERS = {
@@ -87,6 +87,16 @@ def write_png(image: Any, path: Path, min_side: int = 256) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_image(path: Path) -> Any:
+    """An image file as RGB, as pipelines take it. Raises ``UsageError`` where it is none."""
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as an image: {error}. Give a PNG or JPEG.") from error
 
 
 def _as_bytes(pixels: Any, axes: tuple[str, ...]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import PairError
 from ..types import KeywordsView, Pipeline
@@ -157,7 +157,7 @@ def load_pipeline(source: str | Path, placement: Placement | None = None, **comp
                 f"{source}: the weights of its {name} are incomplete. Check that its safetensors files belong to its "
                 "config.json, or download it again."
             )
-    return placement.put(pipeline)
+    return placement.put(cast(Pipeline, pipeline))
 
 
 def hide_progress_bars() -> None:

@@ -1,4 +1,4 @@
-"""Where a pipeline computes, in which dtype, and what of it waits in the memory of the CPU."""
+"""Device and dtype of a loaded pipeline, and what of it waits in the memory of the CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Placement:
     offload: str | None = None
 
     def torch_device(self) -> torch.device:
-        """The device, tried. Raises ``UsageError`` where torch cannot compute there."""
+        """The device, on which something was computed. Raises ``UsageError`` where torch cannot compute there."""
         import torch
 
         wanted = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

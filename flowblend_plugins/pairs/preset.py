@@ -47,6 +47,7 @@ class PairPreset:
         verified: of a published pair, what shows that its denoisers share one latent space.
         caveats: what a user should know before a run.
         example_prompts: prompts that the pair is known to understand.
+        vocabulary: all words that its text encoder was trained on; empty where that is a natural language.
         distilled: few-step weights of its denoisers by ``"<large or small>-<steps>"``: a hub id, folder or file each,
             or ``"as_loaded"`` for a denoiser that is distilled itself.
         similarity: makes a judge of how alike two of its videos are, for ``flowblend calibrate boundaries``: a
@@ -67,6 +68,7 @@ class PairPreset:
     late: float = DEFAULT_LATE
     call_defaults: KeywordsView = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
+    vocabulary: frozenset[str] = frozenset()
     distilled: Mapping[str, str | Path] = field(default_factory=dict)
     similarity: Callable[[], Any] | None = None
 

@@ -55,7 +55,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, flowblend:
     assert result.code == 1
     states = {finding["what"]: finding["state"] for finding in json.loads(result.out)["findings"]}
     assert (states["torch"], states["nonesuch"], states["pluggy"]) == ("ok", "broken", "broken")
-    assert "absent" not in states
+    assert states.get("absent") != "broken"
     assert "pip install 'nonesuch>=3'" in result.out
     assert "does not work here" in flowblend("doctor").out
 
@@ -83,6 +83,32 @@ def test_an_absent_pair_is_no_broken_core(tmp_path: Path) -> None:
     finding = doctor._pair(pair)
     assert finding.state == "missing"
     assert str(tmp_path / "large") in finding.detail
+
+
+def test_the_doctor_says_which_pairs_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pair = PairPreset(name="p", large="some/large", small="some/small", source="here")
+    assert doctor._pair(pair).state == "missing"
+    assert "HF_HUB_OFFLINE forbids" in doctor._pair(pair).detail
+    for name in ("large", "small"):
+        snapshot = tmp_path / f"models--some--{name}" / "snapshots" / "1" / "transformer"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").touch()
+    assert doctor._pair(pair).state == "ok"
+
+
+def test_plugins_are_one_line_each(flowblend: Callable[..., Any]) -> None:
+    lines = flowblend("plugins").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]
+    for row in json.loads(flowblend("plugins", "--json").out)["adapters"]:
+        assert sum(line.split()[:1] == [row["name"]] for line in lines) == 1
+        told = flowblend("plugins", row["name"]).out
+        assert f"Page: {row['page']}" in told
+        assert row["name"] in (PAGE.parents[1] / row["page"]).read_text(encoding="utf-8")
+        assert all(f"  {option}=" in told for option in row["options"])
+    assert "Did you mean mag_cache" in flowblend("plugins", "mag").error_line
+    assert "Wan-AI/Wan2.1-T2V-14B-Diffusers" in flowblend("plugins", "wan2.1-t2v").out
 
 
 def test_version(flowblend: Callable[..., Any]) -> None:

@@ -45,7 +45,7 @@ def test_what_is_planned_is_what_runs(flowblend: Callable[..., Any], run_pair: l
 def test_a_run_tells_its_plan_first(flowblend: Callable[..., Any], run_pair: list[str]) -> None:
     result = flowblend(*run_pair, "--adapter", "unipc(sigmas=(0.9, 0.6, 0.4, 0.2, 0.1))")
     assert result.code == 0, result.err
-    assert result.out.splitlines()[:2] == ["LSL: L 1-2, S 3-4, L 5", "sigmas: 0.9, 0.6, 0.4, 0.2, 0.1"]
+    assert result.out.splitlines()[0] == f"{run_pair[2]}, LSL: L 1-2, S 3-4, L 5"
 
 
 def test_a_solver_that_the_pipeline_does_not_take_is_refused_by_the_plan_too(

@@ -16,8 +16,10 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 import flowblend_plugins as fb
+from flowblend_compat_matrix.plugin import REFERENCE, REFERENCE_UNET
 from flowblend_plugins import PairPreset
 from flowblend_plugins.cli import run
 from flowblend_plugins.cli.options import read_schedule
@@ -53,6 +55,57 @@ def test_the_same_seed_gives_the_same_video(
         assert flowblend(*small_run, "--seed", seed).code == 0
         files.append((tmp_path / "out" / "video.mp4").read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_a_run_says_what_it_gained_over_large_only(
+    flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path
+) -> None:
+    result = flowblend(*small_run)  # at 5 steps, where the pipeline's own number is 50
+    [first, second] = re.findall(r"Against (.+?) \((\d+) steps\): about [\d.]+ times as fast, (.+?)% of", result.out)
+    assert first[:2] == ("the same call without FlowBlending", "5")
+    assert second[:2] == ("large-only at the pair's own number of steps", "50")
+    assert float(first[2]) / 10 == pytest.approx(float(second[2]), abs=0.06)
+    whole = flowblend(*small_run, "--schedule", "LLL", "--compare")
+    assert "100.0% of the FLOPs" in whole.out
+    assert "every pixel is the same" in whole.out
+    assert (tmp_path / "out" / "compare.mp4").stat().st_size > 0
+    halved = json.loads(flowblend(*small_run, "--compare", "--json").out)
+    assert 0 < halved["psnr_db"] < 60
+    assert [gain["is_measured"] for gain in halved["gain"]] == [True, False]
+
+
+def test_words_that_an_embedded_pair_does_not_know(flowblend: Callable[..., Any], tmp_path: Path) -> None:
+    result = flowblend(
+        *("run", "--pair", "reference-unet", "--steps", "2", "--prompt", "a red cat", "--out", tmp_path / "out")
+    )
+    assert "does not know 'cat'" in result.error_line
+    words = {*PreTrainedTokenizerFast.from_pretrained(REFERENCE.large / "tokenizer").get_vocab()}
+    assert words - {"<pad>", "</s>", "<unk>"} == REFERENCE.vocabulary > REFERENCE_UNET.vocabulary
+
+
+def test_device_dtype_offload_and_image(
+    flowblend: Callable[..., Any], small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = flowblend(*small_run, "--device", "cpu", "--dtype", "float32", "--offload", "model")
+    assert placed.code == 0, placed.err
+    assert "cuda:77" in flowblend(*small_run, "--device", "cuda:77").error_line
+    image = tmp_path / "image.png"
+    write_png(np.zeros((8, 8, 3)), image)
+    assert "WanPipeline does not take --image" in flowblend(*small_run, "--image", image).error_line
+    image.write_text("no image")
+    assert "cannot be read as an image" in flowblend(*small_run, "--image", image).error_line
+
+
+def test_a_missing_folder_is_found_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from flowblend_plugins.cli import run; "
+        f"code = run(['run', '--large', {str(tmp_path / 'absent')!r}, '--small', 'some/repository', '--prompt', 'x']); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.strip() == "1 False", result.stderr
+    assert "absent" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapter_sets_the_steps(flowblend: Callable[..., Any], small_run: list[str]) -> None:
@@ -131,12 +184,12 @@ def test_interruption_leaves_nothing_half_written(small_run: list[str], tmp_path
     plan = tmp_path / "plan"  # a pipe that nobody reads would stop it in the midst of so many sigmas
     with plan.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flowblend_plugins.cli", *small_run, "--steps", "100000"],
+            [sys.executable, "-m", "flowblend_plugins.cli", *small_run, "--steps", "100000", "--schedule", "L>=0.9,L"],
             stderr=subprocess.PIPE,
             stdout=file,
             text=True,
         )
-    wait_until(process, lambda: "LSL" in plan.read_text())  # printed just before the first step
+    wait_until(process, lambda: "L>=0.9,L: L 1" in plan.read_text())  # printed just before the first step
     worked = seconds_worked(process)
     wait_until(process, lambda: seconds_worked(process) > worked + 0.5)  # in the midst of its steps
     process.send_signal(signal.SIGINT)

@@ -23,7 +23,9 @@ UNCOND = "uncond"
 
 @dataclass(frozen=True, kw_only=True)
 class BranchRouting(Adapter):
-    """Give the unconditional branch to the small denoiser from a step on.
+    """Give the unconditional branch to the small one.
+
+    Give the unconditional branch to the small denoiser from a step on.
 
     Guidance multiplies whatever the two branches do not have in common, so at high scales it costs more than it saves,
     with ``corrected`` on top as well (docs/blending.md has what was measured).
@@ -38,6 +40,7 @@ class BranchRouting(Adapter):
     refresh_every: int = 0
 
     name: ClassVar[str] = "branch_routing"
+    page: ClassVar[str | None] = "docs/blending.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.BLENDING,
         changes_only=frozenset({"L"}),

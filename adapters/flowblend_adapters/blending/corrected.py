@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Corrected(Adapter):
-    """Correct the small denoiser's steps by the residual of the last large step.
+    """Correct small steps by the last large residual.
+
+    Correct the small denoiser's steps by the residual of the last large step.
 
     Args:
         strength: of the correction. 0 is plain blending, bit for bit.
@@ -40,6 +42,7 @@ class Corrected(Adapter):
     extrapolate: float = 0.0
 
     name: ClassVar[str] = "corrected"
+    page: ClassVar[str | None] = "docs/blending.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.BLENDING,
         needs_in_order=("L", "S"),

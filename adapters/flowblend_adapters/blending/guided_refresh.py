@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedRefresh(Adapter):
-    """Call the large denoiser within the small one's steps whenever the small velocity has changed enough.
+    """Call the large one when the small one changes.
+
+    Call the large denoiser within the small one's steps whenever the small velocity has changed enough.
 
     Args:
         threshold: relative change of the small denoiser's velocity since the last large step up to which its corrected
@@ -40,6 +42,7 @@ class GuidedRefresh(Adapter):
     damping: float = 1.0
 
     name: ClassVar[str] = "guided_refresh"
+    page: ClassVar[str | None] = "docs/blending.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.BLENDING,
         needs_in_order=("L", "S"),

@@ -27,7 +27,9 @@ MAX_STEPS_OF_NO_REUSE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled(Adapter):
-    """Sample in a few steps, with weights that were distilled for it.
+    """Sample in few steps, with distilled weights.
+
+    Sample in a few steps, with weights that were distilled for it.
 
     Args:
         large, small: the few-step weights of each denoiser: a hub id, folder or file, of a LoRA or of a whole
@@ -55,6 +57,7 @@ class Distilled(Adapter):
     """Noise levels of a second pass (a call with ``denoise_strength`` below 1), where it has levels of its own."""
 
     name: ClassVar[str] = "distilled"
+    page: ClassVar[str | None] = "docs/distilled/distilled.md"
     suggested: ClassVar[tuple[str, ...]] = ("distilled(num_inference_steps=8)", "distilled(num_inference_steps=4)")
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.DISTILLED_SAMPLER,

@@ -30,7 +30,9 @@ from .weights.distilled_weights import DistilledWeights, choose_sources, read_we
 
 @dataclass(frozen=True, kw_only=True)
 class DistilledSmall(Adapter):
-    """Put few-step weights on the small denoiser alone and turn guidance off for it alone.
+    """Put few-step weights on the small denoiser alone.
+
+    Put few-step weights on the small denoiser alone and turn guidance off for it alone.
 
     Without ``sigmas`` the sampler and its steps are the pipeline's, or those of a solver adapter beside this one.
 
@@ -49,6 +51,7 @@ class DistilledSmall(Adapter):
     sigmas: tuple[float, ...] | None = None
 
     name: ClassVar[str] = "distilled_small"
+    page: ClassVar[str | None] = "docs/distilled/distilled_small.md"
     suggested: ClassVar[tuple[str, ...]] = ("distilled_small", "distilled_small(distilled_steps=4)")
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.DISTILLED_SAMPLER,

@@ -28,7 +28,9 @@ _ON_LTX: AdapterTraits = dataclasses.replace(
 
 @dataclass(frozen=True, kw_only=True)
 class LightX2V(Distilled):
-    """LightX2V's step and guidance distillation of Wan 2.1 T2V (DMD2 with self-forcing): 4 steps, each with new noise.
+    """Sample Wan 2.1 in 4 steps with LightX2V's LoRA.
+
+    LightX2V's step and guidance distillation of Wan 2.1 T2V (DMD2 with self-forcing): 4 steps, each with new noise.
 
     Its LoRA is for the 14B denoiser; there is none of theirs for the 1.3B one, so a small denoiser needs ``small``.
     Source: wan_t2v_distill_lora_4step_cfg.json and WanStepDistillScheduler of ModelTC/LightX2V.
@@ -39,13 +41,16 @@ class LightX2V(Distilled):
     sampler: Sampler | None = "lcm"
 
     name: ClassVar[str] = "lightx2v"
+    page: ClassVar[str | None] = "docs/distilled/published.md"
     suggested: ClassVar[tuple[str, ...]] = ()
     traits: ClassVar[AdapterTraits] = _ON_WAN
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausVid(Distilled):
-    """CausVid (Yin et al., 2024, arXiv 2412.07772) on Wan 2.1 T2V, as LoRAs that Kijai extracted for both sizes.
+    """Sample Wan 2.1 in 12 steps with CausVid's LoRAs.
+
+    CausVid (Yin et al., 2024, arXiv 2412.07772) on Wan 2.1 T2V, as LoRAs that Kijai extracted for both sizes.
 
     At full strength it takes 4 steps or more and motion suffers; 12 steps at 0.3 are recommended with it.
     Source: files of Kijai/WanVideo_comfy; strength, steps, UniPC and no guidance from its author's page; shift 8 from
@@ -60,13 +65,16 @@ class CausVid(Distilled):
     lora_scale: float = 0.3
 
     name: ClassVar[str] = "causvid"
+    page: ClassVar[str | None] = "docs/distilled/published.md"
     suggested: ClassVar[tuple[str, ...]] = ()
     traits: ClassVar[AdapterTraits] = _ON_WAN
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastWan(Distilled):
-    """FastVideo's sparse distillation of Wan (DMD): 3 steps, each with new noise. The weights must be given.
+    """Sample Wan in 3 steps with FastVideo's weights.
+
+    FastVideo's sparse distillation of Wan (DMD): 3 steps, each with new noise. The weights must be given.
 
     Source: FastWan2_1_T2V_480P_Config and DmdDenoisingStage of hao-ai-lab/FastVideo: timesteps 1000, 757, 522, which
     lie on its shifted noise schedule already.
@@ -76,13 +84,16 @@ class FastWan(Distilled):
     sampler: Sampler | None = "lcm"
 
     name: ClassVar[str] = "fastwan"
+    page: ClassVar[str | None] = "docs/distilled/published.md"
     suggested: ClassVar[tuple[str, ...]] = ()
     traits: ClassVar[AdapterTraits] = _ON_WAN
 
 
 @dataclass(frozen=True, kw_only=True)
 class LTXDistilled(Distilled):
-    """LTX-Video's distilled models, 0.9.7 and 0.9.8: 8 steps at fixed noise levels. The weights must be given.
+    """Sample LTX-Video's distilled models in 8 steps.
+
+    LTX-Video's distilled models, 0.9.7 and 0.9.8: 8 steps at fixed noise levels. The weights must be given.
 
     A call with ``denoise_strength`` below 1 is the second pass, after the latent upsampler, at three levels of its own.
     Source: diffusers' page on LTX-Video (both passes), and configs/ltxv-13b-0.9.7-distilled.yaml of
@@ -94,5 +105,6 @@ class LTXDistilled(Distilled):
 
     second_pass_sigmas: ClassVar[tuple[float, ...]] = (0.909, 0.725, 0.421)
     name: ClassVar[str] = "ltx_distilled"
+    page: ClassVar[str | None] = "docs/distilled/published.md"
     suggested: ClassVar[tuple[str, ...]] = ()
     traits: ClassVar[AdapterTraits] = _ON_LTX

@@ -14,9 +14,13 @@ from .own_scheduler import finish_flow, step_ends_as_euler
 
 @dataclass(frozen=True, kw_only=True)
 class DEIS(MultistepSolver):
-    """Sample with diffusers' ``DEISMultistepScheduler``, ending at the last noise level of training."""
+    """Sample with the exponential integrator DEIS.
+
+    Sample with diffusers' ``DEISMultistepScheduler``, ending at the last noise level of training.
+    """
 
     name: ClassVar[str] = "deis"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("deis(num_inference_steps=20)", "deis(num_inference_steps=12)")
     highest_level: ClassVar[float | None] = 1.0
 

@@ -12,9 +12,13 @@ from .multistep_solver import MultistepSolver, flow_settings
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp2M(MultistepSolver):
-    """Sample with diffusers' ``DPMSolverMultistepScheduler`` as DPM++ 2M."""
+    """Sample with the multistep solver DPM++ 2M.
+
+    The scheduler is diffusers' ``DPMSolverMultistepScheduler``.
+    """
 
     name: ClassVar[str] = "dpmpp_2m"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("dpmpp_2m(num_inference_steps=20)", "dpmpp_2m(num_inference_steps=12)")
     highest_level: ClassVar[float | None] = 1.0
 

@@ -12,9 +12,13 @@ from .multistep_solver import MultistepSolver, flow_settings
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp3M(MultistepSolver):
-    """Sample with diffusers' ``DPMSolverMultistepScheduler`` as DPM++ 3M."""
+    """Sample with the multistep solver DPM++ 3M.
+
+    The scheduler is diffusers' ``DPMSolverMultistepScheduler``.
+    """
 
     name: ClassVar[str] = "dpmpp_3m"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("dpmpp_3m(num_inference_steps=20)", "dpmpp_3m(num_inference_steps=12)")
     highest_level: ClassVar[float | None] = 1.0
 

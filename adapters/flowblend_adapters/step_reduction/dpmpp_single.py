@@ -15,9 +15,13 @@ from .multistep_solver import MultistepSolver, flow_settings
 
 @dataclass(frozen=True, kw_only=True)
 class DPMppSingle(MultistepSolver):
-    """Sample with diffusers' ``DPMSolverSinglestepScheduler`` as DPM++ 2S."""
+    """Sample with the singlestep solver DPM++ 2S.
+
+    The scheduler is diffusers' ``DPMSolverSinglestepScheduler``.
+    """
 
     name: ClassVar[str] = "dpmpp_single"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = (
         "dpmpp_single(num_inference_steps=20)",
         "dpmpp_single(num_inference_steps=12)",

@@ -12,9 +12,13 @@ from .solver import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class FlowEuler(Solver):
-    """Sample with Euler's method: diffusers' ``FlowMatchEulerDiscreteScheduler``."""
+    """Sample with Euler's method, one call at a step.
+
+    Sample with Euler's method: diffusers' ``FlowMatchEulerDiscreteScheduler``.
+    """
 
     name: ClassVar[str] = "flow_euler"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("flow_euler(num_inference_steps=20)", "flow_euler(num_inference_steps=12)")
 
     @classmethod

@@ -15,9 +15,13 @@ from .solver import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class FlowHeun(Solver):
-    """Sample with Heun's method: diffusers' ``FlowMatchHeunDiscreteScheduler``."""
+    """Sample with Heun's method, two calls at a step.
+
+    Sample with Heun's method: diffusers' ``FlowMatchHeunDiscreteScheduler``.
+    """
 
     name: ClassVar[str] = "flow_heun"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("flow_heun(num_inference_steps=10)", "flow_heun(num_inference_steps=6)")
 
     @classmethod

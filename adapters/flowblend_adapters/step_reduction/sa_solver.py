@@ -15,12 +15,15 @@ from .own_scheduler import finish_flow, take_noise_from_call
 
 @dataclass(frozen=True, kw_only=True)
 class SASolver(MultistepSolver):
-    """Sample with diffusers' ``SASolverScheduler``, ending at the last noise level of training.
+    """Sample with the stochastic solver SA-Solver.
+
+    Sample with diffusers' ``SASolverScheduler``, ending at the last noise level of training.
 
     It adds noise in the middle of the trajectory, drawn from the generator of the call.
     """
 
     name: ClassVar[str] = "sa_solver"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("sa_solver(num_inference_steps=20)", "sa_solver(num_inference_steps=12)")
 
     @classmethod

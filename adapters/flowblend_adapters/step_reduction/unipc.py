@@ -12,9 +12,13 @@ from .multistep_solver import MultistepSolver, flow_settings
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(MultistepSolver):
-    """Sample with UniPC, diffusers' ``UniPCMultistepScheduler``."""
+    """Sample with the multistep solver UniPC.
+
+    The scheduler is diffusers' ``UniPCMultistepScheduler``.
+    """
 
     name: ClassVar[str] = "unipc"
+    page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("unipc(num_inference_steps=16)", "unipc(num_inference_steps=10)")
     highest_level: ClassVar[float | None] = (
         1.0 - 1e-6

@@ -12,6 +12,7 @@ import typer
 from flowblend_plugins.cli.options import (
     EarlyOption,
     GuidanceScaleOption,
+    ImageOption,
     LargeOption,
     LateOption,
     PixelsOption,
@@ -141,6 +142,7 @@ class CallOptions:
     height: PixelsOption = None
     width: PixelsOption = None
     num_frames: Annotated[int | None, typer.Option(min=1, help="[default: the pair's]")] = None
+    image: ImageOption = None
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompts is not None:
@@ -157,6 +159,7 @@ class CallOptions:
             "height": self.height,
             "width": self.width,
             "num_frames": self.num_frames,
+            "image": self.image and str(self.image),
         }
         return {name: value for name, value in arguments.items() if value is not None}
 

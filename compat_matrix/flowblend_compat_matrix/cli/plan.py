@@ -13,7 +13,9 @@ import typer
 from flowblend_plugins.cli.options import find_preset, read_schedule
 from flowblend_plugins.errors import UsageError
 from flowblend_plugins.manager import FlowblendPluginManager, make_adapters, pairs_by_name
+from flowblend_plugins.pairs.placement import Placement
 from flowblend_plugins.pairs.preset import PairPreset
+from flowblend_plugins.pairs.sources import refuse_absent
 from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE, StageSchedule
 
 from ..measuring.jobs import Batch, PairJob, make_batches
@@ -89,7 +91,9 @@ class Plan:
         return num_threads_each(num_workers, os.cpu_count(), is_tiny, os.environ.get("OMP_NUM_THREADS"))
 
 
-def plan_run(manager: FlowblendPluginManager, which: CellOptions, calls: CallOptions) -> Plan:
+def plan_run(
+    manager: FlowblendPluginManager, which: CellOptions, calls: CallOptions, placement: Placement | None = None
+) -> Plan:
     """Read the options; a wrong name or option is told before anything is loaded.
 
     Raises:
@@ -105,7 +109,7 @@ def plan_run(manager: FlowblendPluginManager, which: CellOptions, calls: CallOpt
     }
     cells = {name: plan_cells(its, stacks) for name, its in schedules.items()}
     defaults = MANY if sum(map(len, cells.values())) > MANY_CELLS else FEW
-    jobs = {name: pair_job(preset, name, which, calls, defaults.prompts) for name, preset in presets.items()}
+    jobs = {name: pair_job(preset, name, which, calls, defaults.prompts, placement) for name, preset in presets.items()}
     if not stacks:
         for name, job in jobs.items():
             _check_steps(schedules[name], job)
@@ -129,7 +133,12 @@ def _read_stacks(manager: FlowblendPluginManager, which: CellOptions) -> list[St
 
 
 def pair_job(
-    preset: PairPreset | None, name: str, which: CellOptions, calls: CallOptions, default_prompts: int = FEW.prompts
+    preset: PairPreset | None,
+    name: str,
+    which: CellOptions,
+    calls: CallOptions,
+    default_prompts: int = FEW.prompts,
+    placement: Placement | None = None,
 ) -> PairJob:
     """The job of one pair; what the options leave open is the pair's own.
 
@@ -141,6 +150,7 @@ def pair_job(
             f"--pair {name}: its large pipeline has further experts ({', '.join(preset.experts.values())}), and the "
             "matrix compares every cell with one large denoiser. `flowblend run` blends such a pair."
         )
+    refuse_absent(which.large, which.small)
     num_prompts = 1 if calls.prompt is not None else check_num_prompts(preset, calls.prompts, default_prompts)
     early, late = (preset.early, preset.late) if preset else (DEFAULT_EARLY, DEFAULT_LATE)
     return PairJob(
@@ -152,6 +162,7 @@ def pair_job(
         num_prompts=num_prompts,
         num_seeds=calls.seeds,
         seed=calls.seed,
+        placement=placement,
         call=(dict(preset.call_defaults) if preset else {}) | calls.asked,
         asked=frozenset(calls.asked),
         early=early if which.early is None else which.early,

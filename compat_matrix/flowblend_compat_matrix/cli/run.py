@@ -12,13 +12,13 @@ from pathlib import Path
 import typer
 
 from flowblend_plugins.cli.grouped import grouped
-from flowblend_plugins.cli.options import JsonOption, OutOption
+from flowblend_plugins.cli.options import JsonOption, OutOption, PlacementOptions
 from flowblend_plugins.files.writing import prepare_output_folder
 from flowblend_plugins.manager import FlowblendPluginManager
 
 from ..measuring.jobs import RunSettings
 from ..report.gate import DEFAULT, conclude
-from ..results.matrix_results import Matrix, RunRecord
+from ..results.matrix_results import FILE_NAME, Matrix, RunRecord
 from ..results.verdicts import QualityBudget
 from ..running.executors import Executor, make_executor
 from ..running.planning import families_of, shown_prompts, take_turns
@@ -33,6 +33,7 @@ def run(
     ctx: typer.Context,
     which: CellOptions,
     calls: CallOptions,
+    placed: PlacementOptions,
     budget: BudgetOptions,
     gate: GateOptions,
     execution: ExecutionOptions,
@@ -63,12 +64,14 @@ def run(
         flowblend matrix run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --repeats 1
     """
     manager: FlowblendPluginManager = ctx.obj
-    plan = plan_run(manager, which, calls)
+    plan = plan_run(manager, which, calls, placed.placement)
     expectations = known_outcomes(manager, plan.jobs, gate.expectations)
     executor = make_executor(execution.executor.value, execution.workers, execution.ray_address)
     ctx.call_on_close(executor.close)
     settings = _settings(plan, executor, execution, QualityBudget(**asdict(budget)), which.run_refused)
     prepare_output_folder(out)
+    if not execution.resume and (out / FILE_NAME).exists():
+        typer.echo(f"{out} holds an earlier matrix, which this run replaces. --resume goes on with it.", err=True)
     results, batches = _blank(manager, plan, settings, executor, which), plan.batches()
     if execution.resume:
         results, news = resume(out, results, settings, plan.keys)

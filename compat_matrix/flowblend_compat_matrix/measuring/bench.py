@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowblend_plugins import Blend, enable
+from flowblend_plugins.cli.call import refuse_unknown_arguments
 from flowblend_plugins.contract.adapter import arguments_set_by
 from flowblend_plugins.contract.traits import refusals_audited
 from flowblend_plugins.errors import RoutingError
@@ -87,6 +88,7 @@ class Bench:
     def reload(self) -> None:
         """Begin again with a pair that nothing has touched."""
         self.pipe, self.small = self.load()
+        refuse_unknown_arguments(self.pipe, self.asked)
         self.pipe.set_progress_bar_config(disable=True)
         self.makes_stills = False
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from flowblend_plugins.files.video import read_image
+from flowblend_plugins.pairs.placement import Placement
 from flowblend_plugins.types import JsonObject
 
 from ..results.cells import CellSpec
@@ -25,6 +28,7 @@ class PairJob:
         num_seeds: videos of each prompt.
         seed: video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
+        placement: device, dtype and offloading.
         asked: names of those that were asked for, which no adapter may set otherwise in silence.
         early, late: stage boundaries of schedules by name, for the record; the schedules of the cells carry their own.
     """
@@ -38,9 +42,14 @@ class PairJob:
     num_seeds: int = 1
     seed: int = 0
     call: JsonObject = field(default_factory=dict)
+    placement: Placement | None = None
     asked: frozenset[str] = frozenset()
     early: float
     late: float
+
+    def arguments(self) -> JsonObject:
+        """Keyword arguments of the pipeline call, with the image that ``call`` names."""
+        return {name: read_image(Path(value)) if name == "image" else value for name, value in self.call.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

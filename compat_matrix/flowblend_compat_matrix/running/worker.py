@@ -68,9 +68,9 @@ class _OpenPair:
         else:
             prompts = PromptSet(job.prompts * job.num_seeds)
         self._bench = Bench(
-            load=pair_loader(manager, PairChoice(job.preset or "", job.large, job.small)),
+            load=pair_loader(manager, PairChoice(job.preset or "", job.large, job.small, job.placement)),
             prompts=prompts,
-            call=dict(job.call),
+            call=job.arguments(),
             seed=job.seed,
             asked=job.asked,
             runs_refused=settings.runs_refused,

@@ -216,4 +216,15 @@ def _print(record: JsonObject, out: Path) -> None:
     console = Console()
     console.print(table)
     tried = f"{record['num_tried']} stacks were measured, {record['num_refused']} refused before they ran"
-    console.print(f"{tried}. The choice (bold) is in {out / FILE_NAME}.", highlight=False, markup=False)
+    chosen = record["chosen"]
+    fidelity = f"{chosen['psnr_db']:.1f} dB" if chosen["psnr_db"] is not None else "the same video"
+    large, small = record["denoisers"][1:]
+    pair = f"--pair {record['pair']}" if record["pair"] else f"--large {large} --small {small}"
+    for line in (
+        f"{tried}.",
+        f"Chosen: {' + '.join((record['schedule'], *record['adapters']))}",
+        f"Measured: {chosen['speedup_over_large']:.2f} times as fast as large-only, {fidelity}.",
+        f"It is in {out / FILE_NAME}. Next, run it beside large-only:",
+        f"  flowblend run {pair} --configuration {out / FILE_NAME} --compare",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

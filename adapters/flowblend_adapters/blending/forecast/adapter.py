@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(Adapter):
-    """Answer the small denoiser's steps from the large one's last velocities.
+    """Forecast velocities from earlier large steps.
+
+    Answer the small denoiser's steps from the large one's last velocities.
 
     Steps before the first large one are the small denoiser's own.
 
@@ -57,6 +59,7 @@ class Forecast(Adapter):
     as_calibrated: bool = False
 
     name: ClassVar[str] = "forecast"
+    page: ClassVar[str | None] = "docs/blending.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.BLENDING,
         needs_in_order=("L", "S"),

@@ -37,7 +37,9 @@ CACHE_DIT_TRAITS = AdapterTraits(
 
 @dataclass(frozen=True, kw_only=True)
 class CacheDit(Adapter):
-    """cache-dit's DBCache on each denoiser.
+    """Reuse blocks with cache-dit's own DBCache.
+
+    cache-dit's DBCache on each denoiser.
 
     Args:
         threshold: relative change of what the first blocks add, ``mean|r - r_before| / mean|r|``, below which the
@@ -59,6 +61,7 @@ class CacheDit(Adapter):
     warmup_steps: int = 0
 
     name: ClassVar[str] = "cache_dit"
+    page: ClassVar[str | None] = "docs/caches/cache_dit.md"
     package: ClassVar[str | None] = "cache-dit"
     traits: ClassVar[AdapterTraits] = CACHE_DIT_TRAITS
     suggested: ClassVar[tuple[str, ...]] = ("cache_dit(threshold=0.08)", "cache_dit(threshold=0.15)")

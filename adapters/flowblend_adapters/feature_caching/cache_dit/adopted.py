@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedCacheDit(Adapter):
-    """A cache-dit that was enabled on the pipeline, or on its denoiser, before FlowBlending was.
+    """Keep a cache-dit that was enabled before.
+
+    A cache-dit that was enabled on the pipeline, or on its denoiser, before FlowBlending was.
 
     Args:
         mirror: put cache-dit with the same configuration on the other denoisers too.
@@ -31,6 +33,7 @@ class AdoptedCacheDit(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_cache_dit"
+    page: ClassVar[str | None] = "docs/caches/cache_dit.md"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = replace(
         CACHE_DIT_TRAITS,

@@ -39,7 +39,9 @@ _TRAITS = AdapterTraits(
 
 @dataclass(frozen=True, kw_only=True)
 class DeepCache(Adapter):
-    """DeepCache on each UNet, by step: at one step in ``interval`` all of it is computed, else its outer layers only.
+    """Compute only a UNet's outer layers at most steps.
+
+    DeepCache on each UNet, by step: at one step in ``interval`` all of it is computed, else its outer layers only.
 
     Args:
         interval: all of a UNet is computed at one step in so many, counted from where it enters; 1 computes always.
@@ -55,6 +57,7 @@ class DeepCache(Adapter):
     warmup_steps: int = 0
 
     name: ClassVar[str] = "deepcache"
+    page: ClassVar[str | None] = "docs/caches/deepcache.md"
     package: ClassVar[str | None] = "DeepCache"
     traits: ClassVar[AdapterTraits] = _TRAITS
     suggested: ClassVar[tuple[str, ...]] = ("deepcache(interval=2)", "deepcache(interval=3)")
@@ -96,7 +99,9 @@ class DeepCache(Adapter):
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedDeepCache(Adapter):
-    """A ``DeepCacheSDHelper`` that was enabled on the pipeline before FlowBlending was.
+    """Keep a ``DeepCacheSDHelper`` that was enabled before.
+
+    A ``DeepCacheSDHelper`` that was enabled on the pipeline before FlowBlending was.
 
     Args:
         mirror: put DeepCache with the same parameters on the other denoisers too.
@@ -105,6 +110,7 @@ class AdoptedDeepCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_deepcache"
+    page: ClassVar[str | None] = "docs/caches/deepcache.md"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = replace(
         _TRAITS,

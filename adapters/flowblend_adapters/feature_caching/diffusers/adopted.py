@@ -75,7 +75,9 @@ _SETS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedDiffusersCache(Adapter):
-    """The cache that was enabled on the pipeline's denoiser by ``enable_cache``.
+    """Keep the cache that ``enable_cache`` put on.
+
+    The cache that was enabled on the pipeline's denoiser by ``enable_cache``.
 
     It joins the stack by itself; name it only to set an option.
 
@@ -86,6 +88,7 @@ class AdoptedDiffusersCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_diffusers_cache"
+    page: ClassVar[str | None] = "docs/caches/adopted_diffusers_cache.md"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,

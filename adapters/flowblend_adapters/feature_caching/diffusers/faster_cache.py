@@ -38,7 +38,9 @@ HIGH_FREQUENCY_TIMESTEPS = (-1, 301)
 
 @dataclass(frozen=True, kw_only=True)
 class FasterCache(NativeCache):
-    """diffusers' FasterCache on each denoiser.
+    """Reuse attention and the unconditional branch.
+
+    diffusers' FasterCache on each denoiser.
 
     Args:
         attention_interval: attention is computed at one call in so many; 1 computes all.
@@ -64,6 +66,7 @@ class FasterCache(NativeCache):
     alpha_high_frequency: float = 1.1
 
     name: ClassVar[str] = "faster_cache"
+    page: ClassVar[str | None] = "docs/caches/faster_cache.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstBlockCache(NativeCache):
-    """diffusers' FirstBlockCache on each denoiser.
+    """Reuse all blocks while the first changes little.
+
+    diffusers' FirstBlockCache on each denoiser.
 
     Args:
         threshold: relative change of the first block's residual, ``mean|r - r_before| / mean|r_before|``, up to which
@@ -36,6 +38,7 @@ class FirstBlockCache(NativeCache):
 
     observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "first_block_cache"
+    page: ClassVar[str | None] = "docs/caches/first_block_cache.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

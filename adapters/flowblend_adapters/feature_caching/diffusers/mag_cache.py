@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MagCache(NativeCache):
-    """diffusers' MagCache on each denoiser, with that denoiser's own ratios.
+    """Reuse features by measured magnitudes (MagCache).
+
+    diffusers' MagCache on each denoiser, with that denoiser's own ratios.
 
     Args:
         ratios: file that ``flowblend calibrate mag-cache`` wrote for this pair; ``"reference"`` for the embedded one.
@@ -46,6 +48,7 @@ class MagCache(NativeCache):
 
     observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "mag_cache"
+    page: ClassVar[str | None] = "docs/caches/mag_cache.md"
     min_blocks: ClassVar[int] = 1
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,

@@ -25,7 +25,9 @@ KINDS = ("spatial", "temporal", "cross")
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidAttentionBroadcast(NativeCache):
-    """diffusers' Pyramid Attention Broadcast on each denoiser.
+    """Reuse the outputs of attention for some steps.
+
+    diffusers' Pyramid Attention Broadcast on each denoiser.
 
     Args:
         spatial_interval: self-attention is computed at one call in so many; 1 computes all, ``None`` leaves it alone.
@@ -43,6 +45,7 @@ class PyramidAttentionBroadcast(NativeCache):
     timestep_range: tuple[int, int] = (100, 800)
 
     name: ClassVar[str] = "pyramid_attention_broadcast"
+    page: ClassVar[str | None] = "docs/caches/pyramid_attention_broadcast.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

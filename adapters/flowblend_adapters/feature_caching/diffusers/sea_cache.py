@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SeaCache(NativeCache):
-    """diffusers' SeaCache on each denoiser.
+    """Reuse features as diffusers' SeaCache decides.
+
+    diffusers' SeaCache on each denoiser.
 
     Args:
         threshold: accumulated relative change of the filtered video from which a step is computed.
@@ -46,6 +48,7 @@ class SeaCache(NativeCache):
 
     observes_all_it_skips: ClassVar[bool] = True
     name: ClassVar[str] = "sea_cache"
+    page: ClassVar[str | None] = "docs/caches/sea_cache.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

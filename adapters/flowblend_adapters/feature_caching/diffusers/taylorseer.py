@@ -29,7 +29,9 @@ ATTENTION_OF_BLOCKS = r"(?:\w+_)?blocks\.\d+\.attn\d*"
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorSeer(NativeCache):
-    """diffusers' TaylorSeer on each denoiser.
+    """Predict features by Taylor series (TaylorSeer).
+
+    diffusers' TaylorSeer on each denoiser.
 
     Args:
         cache_interval: one step in so many is computed once the warm-up is over; 1 computes all of them.
@@ -51,6 +53,7 @@ class TaylorSeer(NativeCache):
     factors_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     name: ClassVar[str] = "taylorseer"
+    page: ClassVar[str | None] = "docs/caches/taylorseer.md"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,
         carries_step_state=True,

@@ -31,7 +31,9 @@ FORCED_STEPS = {PROJECTED_TIME: (5, 0), TIME: (1, 1), MODULATED_INPUT: (1, 1)}
 
 @dataclass(frozen=True, kw_only=True)
 class TeaCache(Adapter):
-    """Reuse the residual of the block stack while little changes.
+    """Reuse the block stack's residual (TeaCache).
+
+    Reuse the residual of the block stack while little changes.
 
     Args:
         threshold: estimated relative change of the output up to which the last residual is reused; 0 never reuses,
@@ -51,6 +53,7 @@ class TeaCache(Adapter):
     denoisers: str | None = None
 
     name: ClassVar[str] = "teacache"
+    page: ClassVar[str | None] = "docs/caches/teacache.md"
     suggested: ClassVar[tuple[str, ...]] = ("teacache", "teacache(threshold='fast')")
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,

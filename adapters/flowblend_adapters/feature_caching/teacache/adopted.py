@@ -23,7 +23,9 @@ _SLOTS = ("transformer", "transformer_2", "unet")
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedTeaCache(Adapter):
-    """The user's own patched TeaCache, with its state by denoiser and branch and its counters at the real step.
+    """Keep your own patched TeaCache in a blend.
+
+    The user's own patched TeaCache, with its state by denoiser and branch and its counters at the real step.
 
     Args:
         mirror: put the same patch and settings on the denoisers that were blended in, too.
@@ -32,6 +34,7 @@ class AdoptedTeaCache(Adapter):
     mirror: bool = False
 
     name: ClassVar[str] = "adopted_teacache"
+    page: ClassVar[str | None] = "docs/caches/teacache.md"
     suggested: ClassVar[tuple[str, ...]] = ()  # it is found on a pipeline, not asked for
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         family=Family.FEATURE_CACHING,

@@ -166,9 +166,12 @@ def _print(found: Plan, measured: VelocityMoments, out: Path) -> None:
         )
         console.print(said, highlight=False)
     adapters = " ".join(f'--adapter "{one}"' for one in chosen.adapters)
+    psnr = "" if chosen.psnr_db is None else f", {chosen.psnr_db:.1f} dB"
     lines = (
-        f"{out / FILE_NAME}: use it with",
-        f"  flowblend run --configuration {out / FILE_NAME}",
+        f"Chosen: {' + '.join((chosen.schedule, *chosen.adapters))}",
+        f"Predicted: {chosen.flops_fraction:.1%} of large-only's FLOPs{psnr}. It is in {out / FILE_NAME}.",
+        "Next, run it beside large-only:",
+        f"  flowblend run --configuration {out / FILE_NAME} --compare",
         f"or  flowblend run --schedule {chosen.schedule} {adapters}".rstrip(),
     )
     for line in lines:
