@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -17,7 +18,16 @@ from ..extras import DISTRIBUTION, extra_by_package, how_to_install, is_installe
 from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
 from ..pairs.preset import PairPreset
 from ..pairs.sources import HUB_FILE
-from .options import JsonOption
+from .options import (
+    EarlyOption,
+    FramesOption,
+    GuidanceScaleOption,
+    JsonOption,
+    LateOption,
+    PairScheduleOption,
+    PixelsOption,
+    StepsOption,
+)
 
 
 @dataclass(frozen=True)
@@ -29,18 +39,47 @@ class Finding:
     detail: str
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    pair: Annotated[
+        str | None, typer.Option(help="Say instead what a published pair needs, computed without weights.")
+    ] = None,
+    height: PixelsOption = None,
+    width: PixelsOption = None,
+    num_frames: FramesOption = None,
+    schedule: PairScheduleOption = None,
+    early: EarlyOption = None,
+    late: LateOption = None,
+    num_steps: StepsOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of the GPU, such as 24GiB. [default: that of the GPU here]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what is installed, and what would and would not work, and why.
 
     It ends with a blended generation of a tiny random pair. Exit code 1 if FlowBlending itself does not work here;
     what is optional may be missing.
+
+    With --pair it says what a published pair needs at a size: memory, FLOPs, and which placement fits a GPU. Exit code
+    1 if none does.
 
     Examples:
 
         flowblend doctor
 
         flowblend doctor --json
+
+        flowblend doctor --pair wan2.1-t2v --height 480 --width 832 --num-frames 81 --gpu-memory 24GiB
     """
+    if pair is not None:
+        from .doctor_pair import PairQuestion, answer
+
+        given = {"height": height, "width": width, "num_frames": num_frames}
+        given |= {"num_inference_steps": num_steps, "guidance_scale": guidance_scale}
+        call = {name: value for name, value in given.items() if value is not None}
+        answer(PairQuestion(pair, call, schedule, early, late, gpu_memory), as_json)
+        return
     findings = list(examine())
     broken = any(finding.state == "broken" for finding in findings)
     if as_json:

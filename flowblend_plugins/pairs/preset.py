@@ -13,10 +13,10 @@ from ..types import JsonView, Keywords, KeywordsView, Pipeline
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedDenoiser:
-    """Public facts about a denoiser that is not downloaded.
+    """Public facts about a denoiser, or another component, that is not downloaded.
 
     Attributes:
-        class_name: its class in diffusers.
+        class_name: its class in diffusers (of a text encoder, in transformers).
         config: its public config; what is left out is the class's default.
         num_parameters: of that config, counted.
         source: where the config was read.
@@ -44,6 +44,7 @@ class PairPreset:
             experts (Wan 2.2) has its first one as ``L``.
         source: where the sizes and boundaries come from.
         published: its denoisers by letter, as their public configs say; empty where nothing was published.
+        around: its pipeline's other large components by name (``text_encoder``, ``vae``), as their public configs say.
         verified: of a published pair, what shows that its denoisers share one latent space.
         caveats: what a user should know before a run.
         example_prompts: prompts that the pair is known to understand.
@@ -62,6 +63,7 @@ class PairPreset:
     schedule: str = "LSL"
     experts: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, PublishedDenoiser] = field(default_factory=dict)
+    around: Mapping[str, PublishedDenoiser] = field(default_factory=dict)
     verified: str = ""
     caveats: tuple[str, ...] = ()
     early: float = DEFAULT_EARLY

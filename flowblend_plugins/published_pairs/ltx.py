@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..pairs.preset import PairPreset, PublishedDenoiser
+from .t5 import T5_XXL
 
 _CONVERSION = "github.com/huggingface/diffusers, scripts/convert_ltx_to_diffusers.py"
 _13B = PublishedDenoiser(
@@ -19,6 +20,33 @@ _2B = PublishedDenoiser(
     num_parameters=1_923_385_472,
     source=f"{_CONVERSION}; the transformer of the 2B has one shape in all versions",
 )
+_AROUND = {
+    "text_encoder": PublishedDenoiser(
+        class_name="T5EncoderModel",
+        config=T5_XXL | {"vocab_size": 32128},
+        num_parameters=4_762_310_656,
+        source="config of google/t5-v1_1-xxl",
+    ),
+    "vae": PublishedDenoiser(
+        class_name="AutoencoderKLLTXVideo",
+        config={
+            "block_out_channels": (128, 256, 512, 1024, 2048),
+            "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+            "decoder_block_out_channels": (256, 512, 1024),
+            "layers_per_block": (4, 6, 6, 2, 2),
+            "decoder_layers_per_block": (5, 5, 5, 5),
+            "spatio_temporal_scaling": (True, True, True, True),
+            "decoder_spatio_temporal_scaling": (True, True, True),
+            "decoder_inject_noise": (False, False, False, False),
+            "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+            "upsample_residual": (True, True, True),
+            "upsample_factor": (2, 2, 2),
+            "timestep_conditioning": True,
+        },
+        num_parameters=1_246_913_522,
+        source=f"{_CONVERSION} (0.9.5 and later)",
+    ),
+}
 _PAPER_SIZE: dict[str, Any] = {"height": 352, "width": 608, "num_frames": 65}
 _PAPER = (
     "Size and steps: FlowBlending (arXiv 2512.24724), with 65 frames in place of 61, because its totals need 9 latent "
@@ -44,6 +72,7 @@ LTX_0_9_7 = PairPreset(
     call_defaults=_PAPER_SIZE | {"num_inference_steps": 40, "guidance_scale": 3.0},
     source=f"{_PAPER}. Guidance scale: default of diffusers' LTXConditionPipeline; the paper states none.",
     published={"L": _13B, "S": _2B},
+    around=_AROUND,
     verified=_ONE_SPACE,
     example_prompts=(_PROMPT,),
 )
@@ -58,6 +87,7 @@ LTX_0_9_8 = PairPreset(
     call_defaults=_PAPER_SIZE | {"num_inference_steps": 40, "guidance_scale": 3.0},
     source=f"{_PAPER}. Guidance scale: default of diffusers' LTXConditionPipeline; the paper states none.",
     published={"L": _13B, "S": _2B},
+    around=_AROUND,
     verified=_ONE_BASE_MODEL,
     caveats=(
         "The small denoiser is distilled without guidance: add the adapter distilled_small, which answers it so.",
@@ -75,6 +105,7 @@ LTX_0_9_8_DISTILLED = PairPreset(
     call_defaults=_PAPER_SIZE | {"num_inference_steps": 8, "guidance_scale": 1.0},
     source=f"{_PAPER}. Steps and guidance: configs of the distilled models in github.com/Lightricks/LTX-Video.",
     published={"L": _13B, "S": _2B},
+    around=_AROUND,
     verified=_ONE_BASE_MODEL,
     caveats=("Both were distilled for their own noise levels: add the adapter ltx_distilled, which samples at them.",),
     example_prompts=(_PROMPT,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..pairs.preset import PairPreset, PublishedDenoiser
 from ..types import Keywords
+from .t5 import T5_XXL
 
 _CONVERSION = "github.com/huggingface/diffusers, scripts/convert_wan_to_diffusers.py"
 _SKYREELS_CONVERSION = "github.com/huggingface/diffusers, scripts/convert_skyreelsv2_to_diffusers.py"
@@ -35,6 +36,16 @@ _T2V_14B = PublishedDenoiser(
 _T2V_1_3B = PublishedDenoiser(
     class_name="WanTransformer3DModel", config=_SIZE_1_3B, num_parameters=1_418_996_800, source=_CONVERSION
 )
+# Sizes of google/umt5-xxl; the VAE's are the defaults of diffusers' class.
+_AROUND = {
+    "text_encoder": PublishedDenoiser(
+        class_name="UMT5EncoderModel",
+        config=T5_XXL | {"vocab_size": 256384},
+        num_parameters=5_680_910_336,
+        source="config of google/umt5-xxl",
+    ),
+    "vae": PublishedDenoiser(class_name="AutoencoderKLWan", config={}, num_parameters=126_892_531, source=_CONVERSION),
+}
 
 WAN_2_1_T2V = PairPreset(
     name="wan2.1-t2v",
@@ -52,6 +63,7 @@ WAN_2_1_T2V = PairPreset(
         "WanPipeline; the paper states none."
     ),
     published={"L": _T2V_14B, "S": _T2V_1_3B},
+    around=_AROUND,
     verified=_ONE_VAE,
     caveats=("Keep the scheduler's flow_shift at 3.0, Wan 2.1's value for 480p (5.0 for 720p).",),
     example_prompts=("A cat surfing on a wave at sunset, slow motion, the camera follows from the side.",),
@@ -83,6 +95,7 @@ WAN_2_1_VACE = PairPreset(
             source=_CONVERSION,
         ),
     },
+    around=_AROUND,
     verified=_ONE_VAE,
     caveats=(
         "The large one has 8 control layers, the small one 15: one conditioning_scale for all layers fits both, a list "
@@ -111,6 +124,7 @@ WAN_2_2_T2V = PairPreset(
         f"repeat it. {_UNTESTED}"
     ),
     published={"L": _T2V_14B, "M": _T2V_14B, "S": _T2V_1_3B},
+    around=_AROUND,
     verified=(
         f"{_ONE_VAE} Public copies of Wan 2.2's own config of the A14B experts (wan_t2v_A14B.py) name Wan2.1_VAE "
         "too; its 5B model has 48 latent channels and is no partner."
@@ -150,6 +164,7 @@ SKYREELS_V2_I2V = PairPreset(
             source=_SKYREELS_CONVERSION,
         ),
     },
+    around=_AROUND,
     verified=(
         "The conversion script makes the VAE of every SkyReels-V2 pipeline from the file Wan2.1_VAE.pth; 36 channels "
         "in (latents, mask, image latents), image width 1280, text width 4096, flow matching."

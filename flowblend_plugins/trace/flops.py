@@ -137,8 +137,10 @@ def count_forward(
     try:
         with torch.no_grad(), FakeTensorMode():  # draws no random numbers
             denoiser = denoiser_class.from_config(config).eval()
-            args = [_fake(value) for value in inputs.args]
-            kwargs = {key: _fake(value) for key, value in inputs.kwargs.items()}
+            # The rebuilt denoiser has torch's default dtype, whatever the user's has.
+            dtype = torch.get_default_dtype()
+            args = [fake_input(value, dtype) for value in inputs.args]
+            kwargs = {key: fake_input(value, dtype) for key, value in inputs.kwargs.items()}
             with attention_backend("native"), sdpa_kernel(SDPBackend.MATH), _NoTokenMasked(), counter:
                 denoiser(*args, **kwargs)
     except FlopCountError:
@@ -160,20 +162,23 @@ def count_forward(
     return ForwardFlops(linear=linear, attention=total - linear - convolution, total=total)
 
 
-def _fake(value: Any) -> Any:
+def fake_input(value: Any, dtype: torch.dtype) -> Any:
+    """An input for a rebuilt denoiser, from its description; floating point is in the rebuilt one's ``dtype``.
+
+    Raises:
+        FlopCountError: the input was not kept.
+    """
     if isinstance(value, TensorInput):
-        # The rebuilt denoiser has torch's default dtype, whatever the user's has.
-        dtype = torch.get_default_dtype() if value.dtype.is_floating_point else value.dtype
-        return torch.empty(value.shape, dtype=dtype)
+        return torch.empty(value.shape, dtype=dtype if value.dtype.is_floating_point else value.dtype)
     if isinstance(value, OpaqueInput):
         raise FlopCountError(
             f"the FLOPs of this call cannot be counted: one of its inputs is a {value.type_name}, of which the trace "
             "keeps no description. Tensors, plain values, and tuples, lists and dicts of them are kept."
         )
     if isinstance(value, (tuple, list)):
-        return type(value)(_fake(item) for item in value)
+        return type(value)(fake_input(item, dtype) for item in value)
     if isinstance(value, dict):
-        return {key: _fake(item) for key, item in value.items()}
+        return {key: fake_input(item, dtype) for key, item in value.items()}
     return value
 
 

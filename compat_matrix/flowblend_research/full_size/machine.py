@@ -31,11 +31,11 @@ class Machine:
         return self.device.type == "cuda"
 
     def left_s(self) -> float:
-        """Seconds that are left."""
+        """Seconds until the deadline, negative after it."""
         return self.deadline - time.monotonic()
 
     def timed(self, function: Callable[[], T]) -> tuple[T, float]:
-        """What a function gives, and its seconds until the device has finished."""
+        """Call a function: its result, and its seconds until the device has finished."""
         self.wait()
         started = time.perf_counter()
         result = function()

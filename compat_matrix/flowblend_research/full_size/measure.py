@@ -75,7 +75,7 @@ def flops(session: Session) -> JsonObject:
 
 
 def routing(session: Session) -> JsonObject:
-    """What routing adds to a denoiser call: a short video of the small denoiser, plain and enabled in turn."""
+    """Routing's addition to a denoiser call: a short video of the small denoiser, plain and enabled in turn."""
     pipe, times = session.pipe_of_small, {"plain": list[float](), "enabled": list[float]()}
     session.generate(pipe, SHORT_CALL)
     for _ in range(4 * NUM_ROUNDS):

@@ -10,6 +10,7 @@ import torch
 
 from flowblend_plugins.published_pairs.ltx import LTX_0_9_7
 from flowblend_plugins.published_pairs.wan import WAN_2_1_T2V
+from flowblend_plugins.trace.memory import build_in
 from flowblend_plugins.types import Denoiser, JsonView, Keywords, KeywordsView, Pipeline
 
 SMALL_CALL, LARGE_CALL, SHORT_CALL = "480p", "720p", "short"
@@ -49,19 +50,10 @@ class FullSizePair:
         """
         import diffusers
 
-        default = torch.get_default_dtype()
         torch.manual_seed(ord(letter))
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with device:
-                denoiser = getattr(diffusers, self.class_name)(**self.configs[letter])
-        finally:
-            torch.set_default_dtype(default)
-        in_float32 = frozenset(denoiser._keep_in_fp32_modules or ())
-        for name, weight in denoiser.named_parameters():
-            if not in_float32.isdisjoint(name.split(".")):
-                weight.data = weight.data.float()
-        return denoiser.eval().requires_grad_(False)
+        with device:
+            denoiser = build_in(torch.bfloat16, lambda: getattr(diffusers, self.class_name)(**self.configs[letter]))
+        return denoiser.requires_grad_(False)
 
 
 def _wan_pipeline(denoiser: Denoiser) -> Pipeline:
@@ -137,7 +129,7 @@ _TINY_CALLS = {name: _call(32, 32 if name != LARGE_CALL else 64, 9) for name in 
 
 
 def tiny(pair: FullSizePair) -> FullSizePair:
-    """The same pipelines and classes around denoisers of some thousand weights, to try everything on a CPU."""
+    """Make the same pipelines and classes around denoisers of some thousand weights, to try everything on a CPU."""
     import dataclasses
 
     if pair is WAN:

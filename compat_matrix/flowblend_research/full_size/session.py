@@ -1,4 +1,4 @@
-"""What every measurement is given: a pair on the device, its pipelines, and how one generation of it is timed."""
+"""Session that every measurement is given: a pair on the device, its pipelines, and how one generation of it is timed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ class Session:
         return self.machine.timed(lambda: denoiser(**inputs))[1]
 
     def flops(self, letter: str, inputs: Keywords) -> JsonObject:
-        counted = FlopCounter.of(self.denoiser(letter)).count(describe_inputs((), inputs))
+        counted = FlopCounter(type(self.denoiser(letter)), self.denoiser(letter).config).count(
+            describe_inputs((), inputs)
+        )
         return {"linear": counted.linear, "full": counted.total}
 
     def steps_s(self, size: str, large: int, small: int = 0) -> float:
