@@ -8,12 +8,15 @@ import html
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowblend_compat_matrix.report import render_report
 from flowblend_compat_matrix.report.details import json_for_script, timeline
 from flowblend_compat_matrix.report.headline import headline
-from flowblend_compat_matrix.results.matrix_results import Matrix
+from flowblend_compat_matrix.report.media import pareto_front
+from flowblend_compat_matrix.report.view import command_prefix
+from flowblend_compat_matrix.results.matrix_results import Confirmation, HeadlineRecord, Matrix
 from tests.report.samples import ATTACK, Page, cell, embedded, matrix, refused
 
 
@@ -73,7 +76,7 @@ def test_only_the_page_s_own_script_may_run_and_nothing_is_fetched(tmp_path: Pat
     assert "default-src 'none'" in policy
     links = [a.get(name) for _, a in page.elements for name in ("src", "href") if a.get(name)]
     assert all(link.startswith(("#", "data:")) for link in links if link)
-    assert "http" not in re.sub(r"http-equiv|xmlns", "", source)
+    assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", source)
 
 
 def test_every_state_of_a_cell_has_a_place(tmp_path: Path) -> None:
@@ -82,25 +85,58 @@ def test_every_state_of_a_cell_has_a_place(tmp_path: Path) -> None:
     stacked = cell("SLL", id="SLL + a", adapters=["a(x=1)"], stacking_efficiency=0.9, surprise="unexpected")
     results = matrix(identical, cell(), broken, stacked, refused("LSL + a + b"), num_planned=9)
     source = render_report(results, tmp_path)
-    page = Page(source)
-    for said in ("exact", "Interrupted: 5 of 9", "Stacking efficiency", "0.90 of the product", "not as declared"):
-        assert said in page.text
-    names = {button["aria-label"] for button in page.of("button") if "data-cell" in button and "aria-label" in button}
-    assert "SLL + a: declared composes, observed pass, unexpected, 1.40 times as fast" in names
-    assert "LSS: declared composes, observed broken, 1.40 times as fast" in names
+    assert "Interrupted: 5 of 9" in Page(source).text
     data = embedded(source, "data")
     opened = data["cells"]
+    assert [one["figures"]["isExact"] for one in opened] == [True, False, False, False, False]
     assert opened[2]["error"] == "Traceback"
+    assert opened[3]["surprise"] == "unexpected"
     assert [data["texts"][place] for place in opened[4]["reasons"]] == ["No.", "No!"]
     assert opened[4]["numbers"] == []
+    assert opened[4]["figures"]["speed"] == [None, None]
 
 
 def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     results = matrix(refused("LSL + a"))
     results.run.pairs[0].divergence = []
     page = Page(render_report(results, tmp_path))
-    assert not page.of("svg")
     assert "Nothing here could be compared" in page.text
+    assert "Where the denoisers disagree" not in page.text
+
+
+def test_what_was_confirmed_is_what_is_quoted(tmp_path: Path) -> None:
+    found = Confirmation(
+        num_prompts=24,
+        psnr_db=21.4,
+        psnr_db_interval=[20.9, 21.9],
+        speedup_over_large=1.33,
+        speedup_over_large_interval=[1.31, 1.36],
+    )
+    results = matrix(cell(confirmation=found), cell("LSS", speedup_over_large=2.0))
+    pair = results.run.pairs[0]
+    assert "LSS is 2.00×" in headline(pair, results.cells).text
+    assert "not confirmed on other prompts" in headline(pair, results.cells).text
+    pair.headline, pair.front = HeadlineRecord(cell="LSL", dropped=["LSS"]), ["LSL"]
+    said = headline(pair, results.cells)
+    assert said.text == (
+        "LSL is 1.33× (1.31–1.36) as fast as the large denoiser alone, at 21.4 dB PSNR (20.9–21.9) over 24 prompts, "
+        "confirmed on prompts and seeds that chose nothing."
+    )
+    assert "Faster, but not confirmed: LSS." in said.detail
+    data = embedded(render_report(results, tmp_path), "data")
+    assert data["cells"][0]["figures"]["psnr"] == [21.4, [20.9, 21.9]]
+    assert (data["pairs"]["tiny"]["front"], data["pairs"]["tiny"]["isConfirmed"]) == (["LSL"], True)
+    assert [one["title"] for one in data["pairs"]["tiny"]["first"]] == ["large only", "LSL", "small only"]
+    pair.headline = HeadlineRecord(cell=None, dropped=["LSS"])
+    assert "No cell was confirmed" in headline(pair, results.cells).text
+
+
+def test_a_command_carries_what_the_run_was_asked_for() -> None:
+    results = matrix(cell(), command="flowblend matrix run --steps=12 --adapter 'a(x=1)' --early 0.3 --out 'my out'")
+    [pair] = results.run.pairs
+    assert command_prefix(results.run, pair) == "flowblend run --pair tiny --early 0.3 --steps 12"
+    results.run.command = "flowblend matrix run --large './my large' --small s"
+    assert command_prefix(results.run, pair) == "flowblend run --large './my large' --small s"
 
 
 def test_numbers_stand_beside_their_spread_and_the_controls(tmp_path: Path) -> None:
@@ -178,10 +214,18 @@ def test_results_survive_their_file() -> None:
 def test_the_headline_names_the_fastest_cell_within_the_budget() -> None:
     slow = cell("LSS", speedup_over_large=1.2)
     fast_but_bad = cell("SSS", speedup_over_large=5.0, observed="degraded", psnr_db=11.0)
-    assert headline([slow, cell(), fast_but_bad]).text.startswith("LSL is 1.40× as fast")
-    found = headline([fast_but_bad])
+    [pair] = matrix(slow).run.pairs
+    assert headline(pair, [slow, cell(), fast_but_bad]).text.startswith("LSL is 1.40× as fast")
+    found = headline(pair, [fast_but_bad])
     assert "No cell" in found.text
     assert "SSS" in found.detail
-    assert "Broken: LSL." in headline([cell(observed="broken")]).detail
+    assert "Broken: LSL." in headline(pair, [cell(observed="broken")]).detail
     many = [cell(id=f"c{number}", observed="broken") for number in range(30)]
-    assert headline(many).detail.endswith("Broken: c0, c1, c2, c3, c4 and 25 more.")
+    assert headline(pair, many).detail.endswith("Broken: c0, c1, c2, c3, c4 and 25 more.")
+
+
+def test_pareto_front_against_every_pair_of_points() -> None:
+    rng = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in rng.integers(0, 8, size=(40, 2))]
+    beaten = {p for p in points for q in points if q != p and q[0] >= p[0] and q[1] >= p[1]}
+    assert sorted(pareto_front(points)) == sorted(set(points) - beaten)

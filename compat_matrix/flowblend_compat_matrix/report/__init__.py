@@ -7,17 +7,15 @@ import hashlib
 from pathlib import Path
 
 from ..results.matrix_results import Matrix
-from . import figures
 from .details import json_for_script, page_data
-from .grid import REFUSED_EVERYWHERE
 from .media import by_relevance, choose_media
-from .view import DECLARED_MARKS, VERDICT_MARKS, pair_views
+from .view import LEGEND, VERDICT_MARKS, pair_views
 
 MAX_BYTES = 15_000_000
 """Of the whole page: what a mail server takes, a phone opens, and a repository holds."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("player.js", "grid.js", "cell.js", "page.js")
+_SCRIPTS = ("player.js", "cell.js", "chart.js", "table.js", "page.js")
 # No text and no JSON on the page holds a bare "<", so nothing from outside can be taken for it.
 _MEDIA_GO_HERE = "<!--media-->"
 
@@ -43,8 +41,6 @@ def render_report(matrix: Matrix, folder: Path, max_bytes: int = MAX_BYTES) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("figure", "times", "percent", "between", "plus_minus", "flops"):
-        environment.filters[name] = getattr(figures, name)
     script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     # Only this script may run: were a prompt ever to get through unescaped, the browser would refuse it.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -53,8 +49,7 @@ def render_report(matrix: Matrix, folder: Path, max_bytes: int = MAX_BYTES) -> s
         run=matrix.run,
         pairs=pair_views(matrix),
         marks=VERDICT_MARKS,
-        declared_marks=DECLARED_MARKS,
-        refused_everywhere=REFUSED_EVERYWHERE,
+        legend=LEGEND,
         max_bytes=max_bytes,
         data=json_for_script(page_data(matrix)),
         media=_MEDIA_GO_HERE,

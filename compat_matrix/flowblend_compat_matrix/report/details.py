@@ -11,6 +11,8 @@ from flowblend_plugins.types import JsonObject
 from ..results.cell_result import UNNAMED_BRANCH
 from ..results.matrix_results import BaselineResult, CellResult, Matrix, PairRecord
 from .figures import NOT_MEASURED, between, figure, flops, percent, times
+from .media import on_front
+from .view import VERDICT_MARKS, command_prefix, first_videos
 
 _OUTCOMES = {"compute": "c", "reuse": "r", "predict": "p"}
 _LETTERS = {True: "yes", False: "no", None: NOT_MEASURED}
@@ -53,11 +55,14 @@ def page_data(matrix: Matrix) -> JsonObject:
     """
     metrics = sorted({name for cell in matrix.cells for name in cell.metrics})
     texts, timelines = Once(), Once()
-    cells = [_cell(cell, metrics, texts, timelines) for cell in matrix.cells]
+    num_prompts = {pair.name: len(pair.prompts) for pair in matrix.run.pairs}
+    cells = [_cell(cell, num_prompts.get(cell.pair, 0), metrics, texts, timelines) for cell in matrix.cells]
     return {
         "numbers": number_labels(metrics),
-        "families": matrix.run.families,
-        "pairs": {pair.name: _pair(pair, metrics) for pair in matrix.run.pairs},
+        "marks": VERDICT_MARKS,
+        "command": matrix.run.command,
+        "minPsnr": matrix.run.budget.get("min_psnr_db"),
+        "pairs": {pair.name: _pair(matrix, pair, metrics) for pair in matrix.run.pairs},
         "texts": texts.things,
         "timelines": timelines.things,
         "cells": cells,
@@ -138,8 +143,15 @@ def _baseline_numbers(
     ]
 
 
-def _pair(pair: PairRecord, metrics: list[str]) -> JsonObject:
+def _pair(matrix: Matrix, pair: PairRecord, metrics: list[str]) -> JsonObject:
+    cells = [cell for cell in matrix.cells if cell.pair == pair.name]
     return {
+        "command": command_prefix(matrix.run, pair),
+        "first": first_videos(pair, cells),
+        "front": [cell.id for cell in on_front(cells, pair.front)],
+        "isConfirmed": bool(pair.front),
+        "divergence": pair.divergence,
+        "boundaries": pair.boundary_steps or [],
         "makes": pair.makes,
         "fps": pair.fps,
         "prompts": [f"{text} (seed {seed})" for text, seed in zip(pair.prompts, pair.seeds, strict=False)],
@@ -150,12 +162,13 @@ def _pair(pair: PairRecord, metrics: list[str]) -> JsonObject:
     }
 
 
-def _cell(cell: CellResult, metrics: list[str], texts: Once, timelines: Once) -> JsonObject:
+def _cell(cell: CellResult, num_prompts: int, metrics: list[str], texts: Once, timelines: Once) -> JsonObject:
     return {
         "id": cell.id,
         "pair": cell.pair,
         "schedule": cell.schedule,
-        "adapters": adapter_names(cell),
+        "adapters": cell.adapters,
+        "figures": _figures(cell, num_prompts),
         "stages": cell.stages or "",
         "declared": (cell.declared or "").replace("_", " "),
         "declaredReasons": [texts.place(reason) for reason in cell.declared_reasons],
@@ -170,9 +183,23 @@ def _cell(cell: CellResult, metrics: list[str], texts: Once, timelines: Once) ->
     }
 
 
-def adapter_names(cell: CellResult) -> list[str]:
-    """The adapters of a cell without their settings."""
-    return list(dict.fromkeys(text.partition("(")[0].strip() for text in cell.adapters))
+def _figures(cell: CellResult, num_prompts: int) -> JsonObject:
+    """Figures that the table sorts by, each with its interval; of the confirmation where there is one.
+
+    ``num_prompts`` are those of the pair: of old results, which do not say how many a cell had.
+    """
+    of = cell.confirmation or cell
+    return {
+        "speed": [of.speedup_over_large, of.speedup_over_large_interval],
+        "psnr": [of.psnr_db, of.psnr_db_interval],
+        "ssim": [of.ssim, of.ssim_interval],
+        "kept": [of.alignment_kept, of.alignment_kept_interval],
+        "flops": [cell.flops_fraction_full, None],
+        "prompts": [None if of.psnr_db is None else of.num_prompts or num_prompts, None],
+        "isExact": bool(cell.is_identical_to_large),
+        "isConfirmed": cell.confirmation is not None,
+        "isScreened": cell.is_screened,
+    }
 
 
 class Timeline(NamedTuple):

@@ -51,12 +51,12 @@ def render_markdown(matrix: Matrix) -> str:
 
 
 def _pair(matrix: Matrix, pair: PairRecord, cells: list[CellResult]) -> list[str]:
-    found = headline(cells)
+    found = headline(pair, cells)
     lines = [f"## {escape(pair.name)}", "", f"**{escape(found.text)}** {escape(found.detail)}", ""]
     call = ", ".join(f"{name}={value}" for name, value in pair.call.items())
     what = f"{_counted(len(pair.prompts), 'prompt')}, {_counted(matrix.run.num_repeats, 'timed round')}"
     lines += [f"{escape(pair.pipeline)}: {escape(call)}; {what}.", "", *_counts(cells)]
-    front = on_front(cells)
+    front = on_front(cells, pair.front)
     if front:
         is_all = len(cells) <= _FEW
         lines += ["### Every cell in full" if is_all else "### On the Pareto front", ""]

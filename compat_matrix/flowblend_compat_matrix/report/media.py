@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.types import JsonObject
 
 from ..results.matrix_results import BaselineResult, CellResult, Matrix
-from .charts import OFF_FRONT, pareto_front
+from .headline import headline
 
 _MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
+OFF_FRONT = ("broken", "inert")
+"""Verdicts that beat nobody: an inert cell is its baseline again, faster by no more than the noise."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def choose_media(matrix: Matrix, folder: Path, num_bytes: int) -> Media:
 def by_relevance(matrix: Matrix) -> Iterator[str]:
     """Names of all videos: of the first prompt before the second; of each prompt first large-only and small-only.
 
-    Then the schedules alone, cells that are broken or unexpected, those on the front of speed and fidelity, those that
-    pass, and the rest; the faster first.
+    Then the cells of the headlines, the schedules alone, cells that are broken or unexpected, those on the front of
+    speed and fidelity, those that pass, and the rest; the faster first.
     """
     cells = _cells_by_relevance(matrix)
     shown = [one.videos for one in (*_baselines(matrix), *cells)]
@@ -92,10 +94,13 @@ def _baselines(matrix: Matrix) -> Iterator[BaselineResult]:
 
 
 def _cells_by_relevance(matrix: Matrix) -> list[CellResult]:
-    front = {id(cell) for pair in matrix.run.pairs for cell in on_front(_of_pair(matrix, pair.name))}
+    of_pairs = [(pair, _of_pair(matrix, pair.name)) for pair in matrix.run.pairs]
+    best = {id(headline(pair, cells).best) for pair, cells in of_pairs}
+    front = {id(cell) for pair, cells in of_pairs for cell in on_front(cells, pair.front)}
 
     def rank(cell: CellResult) -> tuple[int, float]:
         kinds = (
+            id(cell) in best,
             not cell.adapters,
             cell.observed == "broken" or cell.surprise is not None,
             id(cell) in front,
@@ -107,8 +112,24 @@ def _cells_by_relevance(matrix: Matrix) -> list[CellResult]:
     return sorted(matrix.cells, key=rank)
 
 
-def on_front(cells: list[CellResult]) -> list[CellResult]:
-    """Cells that no other one beats in speed and fidelity at once, by rising speed; `OFF_FRONT` beat nobody."""
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep the points that no other reaches in both coordinates (larger is better), by falling first coordinate."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def on_front(cells: list[CellResult], confirmed: Sequence[str] = ()) -> list[CellResult]:
+    """Cells that no other one beats in speed and fidelity at once, by rising speed; `OFF_FRONT` beat nobody.
+
+    Args:
+        cells: of one pair.
+        confirmed: ids of the front that was confirmed on other prompts, which is then the front.
+    """
+    if confirmed:
+        return sorted((c for c in cells if c.id in confirmed), key=lambda c: c.speedup_over_large or 0.0)
     points = [(speed_and_fidelity(cell), cell) for cell in cells if cell.observed not in OFF_FRONT]
     known = [(point, cell) for point, cell in points if point is not None]
     best = set(pareto_front(point for point, _ in known))

@@ -38,7 +38,7 @@ def print_matrix(matrix: Matrix, report: Path) -> None:
             _print_grid(console, cells)
         else:
             _print_cells(console, cells)
-        console.print(f"\n{escape(headline(cells).text)}", highlight=False)
+        console.print(f"\n{escape(headline(pair, cells).text)}", highlight=False)
     console.print(f"The report is in {escape(str(report))}", highlight=False, soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ function drawTimeline({ stages, lanes }) {
 }
 
 function drawNumbers(labels, cell, pair) {
-  const pairOf = ([value, spread]) => [value, spread ? make("small", {}, spread) : null];
+  const pairOf = ([value, spread]) => [value, spread ? ` (${spread})` : null];
   const body = make("tbody");
   labels.forEach((label, at) => {
     const columns = [cell.numbers[at], pair.largeNumbers[at], pair.smallNumbers[at]];
@@ -52,15 +52,16 @@ function drawNumbers(labels, cell, pair) {
   return make("table", { class: "numbers" }, make("thead", {}, make("tr", {}, ...heads)), body);
 }
 
-// Media by the names of their files; one that is not in the page is said to be outside.
-function drawMedia(media, pair, cell, prompt) {
-  const figures = make("div", { class: "videos" });
+// Videos side by side with one player: shown = [{title, caption, files}]; a file that is not in the page is said to be
+// outside, with the command that makes it.
+function drawVideos(data, media, pair, shown, holder, prompt) {
+  const figures = make("div", { class: "videos", style: `--columns:${shown.length}` });
   const videos = [];
-  for (const [title, files] of [["large only", pair.large], ["this cell", cell.videos], ["small only", pair.small]]) {
+  for (const { title, caption, files } of shown) {
     const name = files[prompt];
-    const figure = make("figure", { class: title === "this cell" ? "this" : null });
     const place = media.index[name];
     const what = `${title}: ${pair.prompts[prompt]}`;
+    const figure = make("figure");
     if (place !== undefined) {
       const [type, content] = media.contents[place];
       const url = `data:${type};base64,${content}`;
@@ -73,13 +74,30 @@ function drawMedia(media, pair, cell, prompt) {
         figure.append(make("img", { src: url, alt: what }));
       }
     } else {
-      const why = name ? "Not in this file, to keep it small. The run wrote it beside matrix.json:" : "None was made.";
-      figure.append(make("p", { class: "outside-note" }, why, name ? make("code", {}, name) : null));
+      const why = name ? `${name} is not in this file. It is made by: ${data.command}` : "None was made.";
+      figure.append(make("p", { class: "outside-note" }, why));
     }
-    figure.append(make("figcaption", {}, title));
+    figure.append(make("figcaption", {}, make("b", {}, title), caption ? ` ${caption}` : ""));
     figures.append(figure);
   }
-  return { figures, videos };
+  holder.replaceChildren(figures);
+  if (!videos.length) return null;
+  const play = make("button", { type: "button", class: "play" }, "Play");
+  const scrub = make("input", { type: "range", "aria-label": "Frame", min: "0", max: "1", value: "0", step: "1" });
+  const slow = make("button", { type: "button", class: "slow", "aria-pressed": "false" }, "Slow");
+  holder.append(make("div", { class: "player", role: "group", "aria-label": "All videos" }, play, scrub, slow));
+  return makePlayer(videos, pair.fps, play, scrub, slow);
+}
+
+// A word for a shell, quoted where it needs to be; double quotes hold for all shells where the text has none of $`\"!.
+function quoted(text) {
+  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  return /[$`\\"!]/.test(text) ? `'${text.replaceAll("'", `'"'"'`)}'` : `"${text}"`;
+}
+
+function commandOf(pair, cell) {
+  const stack = cell.adapters.map((text) => ` --adapter ${quoted(text)}`).join("");
+  return `${pair.command} --schedule ${quoted(cell.schedule)}${stack} --compare`;
 }
 
 function drawCell(data, media, number) {
@@ -89,7 +107,7 @@ function drawCell(data, media, number) {
   let player = null;
 
   const reasons = (title, texts) =>
-    texts.length ? make("div", {}, make("h4", {}, title), make("ul", {}, ...texts.map((text) => make("li", {}, text)))) : null;
+    texts.length ? make("div", {}, make("h3", {}, title), make("ul", {}, ...texts.map((text) => make("li", {}, text)))) : null;
   parts.push(
     make(
       "div",
@@ -104,23 +122,16 @@ function drawCell(data, media, number) {
     parts.push(make("details", {}, make("summary", {}, "Where it raised"), make("pre", { tabindex: "0" }, cell.error)));
   }
 
+  parts.push(make("p", {}, "To make one: ", make("code", {}, commandOf(pair, cell))));
   const numShown = cell.videos.length;
   if (numShown) {
     const holder = make("div");
-    const caption = make("p", { class: "prompt" });
+    const caption = make("p");
     const chooser = make("div", { class: "chooser", role: "group", "aria-label": "Prompt" });
+    const shown = [["large only", pair.large], ["this cell", cell.videos], ["small only", pair.small]];
     const show = (prompt) => {
       player?.stop();
-      const { figures, videos } = drawMedia(media, pair, cell, prompt);
-      holder.replaceChildren(figures);
-      player = null;
-      if (videos.length) {
-        const play = make("button", { type: "button", class: "play" }, "Play");
-        const scrub = make("input", { type: "range", "aria-label": "Frame", min: "0", max: "1", value: "0", step: "1" });
-        const slow = make("button", { type: "button", class: "slow", "aria-pressed": "false" }, "Slow");
-        holder.append(make("div", { class: "player", role: "group", "aria-label": "All three videos" }, play, scrub, slow));
-        player = makePlayer(videos, pair.fps, play, scrub, slow);
-      }
+      player = drawVideos(data, media, pair, shown.map(([title, files]) => ({ title, files })), holder, prompt);
       caption.textContent = pair.prompts[prompt];
       [...chooser.children].forEach((button, at) => button.setAttribute("aria-pressed", String(at === prompt)));
     };
@@ -130,15 +141,7 @@ function drawCell(data, media, number) {
       chooser.append(button);
     }
     show(0);
-    parts.push(
-      make(
-        "section",
-        {},
-        make("div", { class: "bar" }, make("h4", {}, "Same words, same noise"), numShown > 1 ? chooser : null),
-        caption,
-        holder,
-      ),
-    );
+    parts.push(make("section", {}, make("h3", {}, "Same words, same noise"), chooser, caption, holder));
   }
   if (cell.timeline.lanes.length) {
     const key = ["compute", "reuse", "predict"].map((name) => make("span", {}, make("i", { class: `L ${name}` }), name));
@@ -146,7 +149,7 @@ function drawCell(data, media, number) {
       make(
         "section",
         {},
-        make("div", { class: "bar" }, make("h4", {}, "Who answered when"), make("div", { class: "lane-key" }, ...key)),
+        make("div", { class: "bar" }, make("h3", {}, "Who answered when"), make("div", { class: "lane-key" }, ...key)),
         drawTimeline(cell.timeline),
         cell.stages ? make("p", { class: "note" }, cell.stages) : null,
       ),
@@ -157,7 +160,7 @@ function drawCell(data, media, number) {
       make(
         "section",
         {},
-        make("h4", {}, "Numbers"),
+        make("h3", {}, "Numbers"),
         make("div", { class: "scroll" }, drawNumbers(data.numbers, cell, pair)),
         make("p", { class: "note" }, "Ranges are over the timed rounds, ± over the prompts. FLOPs are of large-only’s, which stand as a count."),
       ),
