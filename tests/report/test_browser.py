@@ -141,6 +141,7 @@ def test_sliders_sort_and_the_url_keep_what_was_asked(chromium: Browser, page: P
     assert chromium.run(SHOWN) == ["LSS + a"]
     assert chromium.run(f"{OPENED} && document.querySelector('#cell-title').textContent") == "LSS + a"
     chromium.press("Escape")
+    chromium.wait(f"!{OPENED} && !location.hash.includes('cell=')")
     chromium.click(f"{PAIR} button[type=reset]")
     assert len(chromium.run(SHOWN)) == 6
     assert chromium.run("location.hash") == ""
@@ -186,10 +187,9 @@ def test_a_cell_is_opened_walked_from_and_closed(chromium: Browser, page: Path) 
     chromium.click("dialog .player button.play")
     chromium.wait(f"{videos}.every((one) => one.paused)")
     chromium.click("dialog [aria-label='Next cell']")
-    assert chromium.run("document.querySelector('#cell-title').textContent") != "LSL"
+    chromium.wait("document.querySelector('#cell-title').textContent !== 'LSL'")
     chromium.press("Escape")
-    chromium.wait(f"!{OPENED}")
-    assert "cell=" not in chromium.run("location.hash")
+    chromium.wait(f"!{OPENED} && !location.hash.includes('cell=')")
     chromium.click("[role=tab]:nth-child(2)")
     assert chromium.run(f"[...document.querySelectorAll('{PAIR} .show img')].every((one) => one.naturalWidth > 0)")
     assert chromium.run(f"document.querySelector('{PAIR} .divergence')") is None, "no section without content"
