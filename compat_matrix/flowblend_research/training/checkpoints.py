@@ -19,12 +19,12 @@ def keep(out: Path, target: Path) -> list[str]:
     for record in sorted(out.glob("*/record.json")):
         folder = target / record.parent.name
         folder.mkdir(parents=True, exist_ok=True)
-        average = load_file(record.parent / "average.safetensors")
-        halves = {name: value.half() if value.is_floating_point() else value for name, value in average.items()}
-        save_file(halves, folder / "average.safetensors")
+        # A codec whose latents were shaped is what the denoisers saw; its average before is of no use any more.
+        shaped = record.parent / "shaped.safetensors"
+        kept = shaped if shaped.exists() else record.parent / "average.safetensors"
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in load_file(kept).items()}
+        save_file(halves, folder / kept.name)
         shutil.copy(record, folder / "record.json")
-        for shaped in record.parent.glob("shaped.safetensors"):
-            shutil.copy(shaped, folder / shaped.name)
         names.append(record.parent.name)
     return names
 

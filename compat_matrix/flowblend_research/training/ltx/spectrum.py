@@ -26,7 +26,6 @@ from ..wan.codec import encode_mean as encode_wan
 from ..wan.codec import normalise as normalise_wan
 from .codec import encode_mean
 from .export import load_codec
-from .shaping import shape_latents
 
 NUM_VIDEOS = 600
 NUM_STEPS = 20
@@ -77,21 +76,12 @@ def spectra(out: Path, num_videos: int) -> dict[str, NDArray[np.float64]]:
 
     first = normalise_wan(wan, encoded(WORLD, lambda videos: encode_wan(wan, videos)))
     second = encoded(LTX_WORLD, lambda videos: encode_mean(ltx, videos))
-    some = torch.from_numpy(held_out_videos(64, seed=60_000, world=LTX_WORLD)).permute(0, 4, 1, 2, 3) * 2.0 - 1.0
-    matrix = shape_latents(ltx, some)
     wide = first.reshape(len(first), 12, 3, 4, 2, 4, 2).permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, 144)
-    shaped = torch.einsum("ij,nj...->ni...", matrix.float(), second)
-    every = (0, 2, 3, 4)
-    evened = (second - second.mean(dim=every, keepdim=True)) / second.std(dim=every, keepdim=True)
-    centred = shaped - shaped.mean(dim=every, keepdim=True)
-
-    def columns(latents: torch.Tensor) -> torch.Tensor:
-        return latents.permute(0, 3, 4, 1, 2).reshape(-1, 192)
-
+    centred = second - second.mean(dim=(0, 2, 3, 4), keepdim=True)
+    columns = (centred / centred.std()).permute(0, 3, 4, 1, 2).reshape(-1, 192)
     return {
         "first pair (WAN)": eigenvalues(wide),
-        "LTX pair, each channel by its deviation": eigenvalues(columns(evened)),
-        "LTX pair, shaped": eigenvalues(columns(centred / centred.std())),
+        "LTX pair": eigenvalues(columns),
     }
 
 
