@@ -1,4 +1,4 @@
-"""Session that every measurement is given: a pair on the device, its pipelines, and how one generation of it is timed."""
+"""Session that every measurement is given: a pair on the device, its pipelines, the time of one generation."""
 
 from __future__ import annotations
 
