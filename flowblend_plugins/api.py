@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from .blend import Blend, DenoiserSource
 from .calibration.calibration import Calibration
@@ -26,7 +25,7 @@ def enable(
     adapters: Iterable[str | Adapter] = (),
     reentry: str = "recompute",
     denoisers: Mapping[str, DenoiserSource] | None = None,
-    plugins: Iterable[Any] = (),
+    plugins: Iterable[object] = (),
 ) -> Blend:
     """Let a small denoiser of the same family answer part of a pipeline's steps (FlowBlending, arXiv 2512.24724).
 

@@ -37,9 +37,9 @@ from .routing.router import ModelRouter, router_of
 from .schedule import StageSchedule
 from .step import Outcome, StepContext
 from .trace.trace import Trace
-from .types import Keywords, Pipeline
+from .types import Keywords, Output, Pipeline
 
-DenoiserSource = str | Path | nn.Module | Any
+DenoiserSource = str | Path | nn.Module | Pipeline
 
 # Pipelines and large denoisers on which a thread is putting a blend, by id, for other threads to see.
 _BEING_MADE: set[int] = set()
@@ -73,7 +73,7 @@ class Blend:
         adapters: Iterable[str | Adapter] = (),
         reentry: str = "recompute",
         further: Mapping[str, DenoiserSource] = types.MappingProxyType({}),
-        plugins: Iterable[Any] = (),
+        plugins: Iterable[object] = (),
         guards: Sequence[Guard] = (),
     ) -> None:
         found = denoisers_of(pipe)
@@ -82,14 +82,14 @@ class Blend:
 
     def _put_on(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         found: PipelineDenoisers,
         small: DenoiserSource | None,
         schedule: StageSchedule,
         adapters: Iterable[str | Adapter],
         reentry: str,
         further: Mapping[str, DenoiserSource],
-        plugins: Iterable[Any],
+        plugins: Iterable[object],
         guards: Sequence[Guard],
     ) -> None:
         self.pipeline = pipe
@@ -255,13 +255,13 @@ class Blend:
     def __exit__(self, *exc: object) -> None:
         self.disable()
 
-    def _run_generation(self, call: Callable[..., Any], arguments: Keywords) -> Any:
+    def _run_generation(self, call: Callable[..., Output], arguments: Keywords) -> Output:
         with self._router.alone():
             self._refuse_replaced_denoisers()
             self._stack.refresh()
             return self._generate(call, arguments)
 
-    def _generate(self, call: Callable[..., Any], arguments: Keywords) -> Any:
+    def _generate(self, call: Callable[..., Output], arguments: Keywords) -> Output:
         with self._router.generation():
             self.plugin_manager.hook.flowblend_configure_generation(pipeline=self.pipeline, call_arguments=arguments)
             verdict = judge_call(self.adapters, self._stack.setting, self.pipeline, arguments)

@@ -8,19 +8,24 @@ No hook runs inside transformer blocks or compiled graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .contract.adapter import Adapter
 from .contract.call import DenoiserCall
 from .contract.markers import hookspec
 from .pairs.preset import PairPreset
 from .step import StepContext
+from .types import Keywords, Output, Pipeline
 
 if TYPE_CHECKING:  # command lines and tensors are named here, not needed here
+    import numpy as np
     import torch
     import typer
+    from numpy.typing import NDArray
 
-Metric = Callable[[Any, Any], float]
+    from .trace.trace import Trace
+
+Metric = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
 
 
 @hookspec
@@ -44,12 +49,12 @@ def flowblend_register_commands(app: typer.Typer) -> None:
 
 
 @hookspec
-def flowblend_adopt(pipeline: Any) -> Iterable[Adapter]:  # type: ignore[empty-body]
+def flowblend_adopt(pipeline: Pipeline) -> Iterable[Adapter]:  # type: ignore[empty-body]
     """Adapters for accelerations that the user put on this pipeline, before enabling or since; they join the stack."""
 
 
 @hookspec
-def flowblend_configure_generation(pipeline: Any, call_arguments: dict[str, Any]) -> None:
+def flowblend_configure_generation(pipeline: Pipeline, call_arguments: Keywords) -> None:
     """Change a pipeline call before it sets its timesteps; ``call_arguments`` are its keyword arguments, mutable."""
 
 
@@ -59,7 +64,7 @@ def flowblend_route(step: StepContext) -> str | None:
 
 
 @hookspec(firstresult=True)
-def flowblend_answer(call: DenoiserCall) -> Any:
+def flowblend_answer(call: DenoiserCall) -> Output:
     """Answer one denoiser call with the output of any denoisers that ``call`` runs, or of none; ``None`` leaves it."""
 
 
@@ -74,5 +79,5 @@ def flowblend_denoiser_called(step: StepContext, denoiser: torch.nn.Module, outc
 
 
 @hookspec
-def flowblend_generation_finished(pipeline: Any, trace: Any, error: BaseException | None) -> None:
+def flowblend_generation_finished(pipeline: Pipeline, trace: Trace, error: BaseException | None) -> None:
     """A pipeline call ended, with its error if one was raised; ``trace`` holds what ran."""

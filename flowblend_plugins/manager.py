@@ -81,7 +81,7 @@ class FlowblendPluginManager(pluggy.PluginManager):
         self.unregister(plugin)
 
 
-def make_plugin_manager(plugins: Iterable[Any] = ()) -> FlowblendPluginManager:
+def make_plugin_manager(plugins: Iterable[object] = ()) -> FlowblendPluginManager:
     """All installed plugins but the blocked ones, and ``plugins`` beside them, checked against the contract.
 
     The environment variable ``FLOWBLEND_BLOCK`` names plugins to leave out, separated by commas.
@@ -221,7 +221,7 @@ class _Contributions:
                 raise PluginError(f"{origin}: {self._hook} returned {result!r}, expected {self._what}. {origin.remedy}")
             yield origin, result
 
-    def add(self, name: str, contribution: Any, origin: PluginOrigin) -> None:
+    def add(self, name: str, contribution: object, origin: PluginOrigin) -> None:
         first = self._givers.get(name)
         if first is not None:
             raise PluginError(
@@ -261,13 +261,13 @@ def _is_hookspec(plugin: object, name: str) -> bool:
     return getattr(plugin, name) is getattr(hookspecs, name)
 
 
-def _argument_names(function: Callable[..., Any]) -> list[str]:
+def _argument_names(function: Callable[..., object]) -> list[str]:
     """Required arguments; pluggy passes nothing to those with a default."""
     empty = inspect.Parameter.empty
     return [name for name, argument in inspect.signature(function).parameters.items() if argument.default is empty]
 
 
-def _adapter_problem(adapter: Any) -> str | None:
+def _adapter_problem(adapter: object) -> str | None:
     if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
         return "it is no subclass of flowblend_plugins.Adapter"
     parameters = getattr(adapter, "__dataclass_params__", None)

@@ -38,6 +38,18 @@ class Denoiser(_OpenAttributes, Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+class DiffusersClass(_OpenAttributes, Protocol):
+    """A class of diffusers, a denoiser's, a pipeline's or a scheduler's, with what it has at run time."""
+
+    __name__: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Foreign(_OpenAttributes, Protocol):
+    """An object of a library that declares no types for it: a cache's hook, context, state or config."""
+
+
 class Scheduler(_OpenAttributes, Protocol):
     """A scheduler of diffusers, which samples: ``set_timesteps``, ``step``, ``timesteps``, ``config``."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import PairPreset, hookimpl
 from flowblend_plugins.hookspecs import Metric
@@ -14,6 +14,8 @@ from .measuring.metrics import Videos, flicker, high_frequency_error, psnr_db, s
 
 if TYPE_CHECKING:  # only the command line needs it
     import typer
+
+    from .reference.similarity import ClassifierSimilarity
 
 _REFERENCE = Path(__file__).parent / "reference"
 _WEIGHTS = _REFERENCE / "weights"
@@ -25,7 +27,7 @@ _STILL_WORDS = frozenset(
 )
 
 
-def _classifier_similarity() -> Any:
+def _classifier_similarity() -> ClassifierSimilarity:
     from .reference.similarity import ClassifierSimilarity
 
     return ClassifierSimilarity()

@@ -8,11 +8,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..blend import Blend
+from ..blend import Blend, DenoiserSource
 from ..contract.adapter import Adapter, arguments_set_by
 from ..contract.spec import write_spec
 from ..contract.traits import Family
@@ -40,7 +39,7 @@ class Order:
     """
 
     pipe: Pipeline
-    small: Any
+    small: DenoiserSource | None
     prompts: Sequence[str]
     call: KeywordsView
     pair: str

@@ -34,7 +34,7 @@ class NamedSimilarity:
     """A similarity that is a plain function."""
 
     name: str
-    function: Callable[[Any, Any], float]
+    function: Callable[[Video, Video], float]
 
     def __call__(self, video: Video, reference: Video) -> float:
         return self.function(video, reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,8 @@ from .calibrate import Calibrated, CalibrationRequest, SolverOption, calibrate_c
 
 if TYPE_CHECKING:
     from ..calibration.calibration import Calibration, TrialResult
+    from ..calibration.similarity import NamedSimilarity, Similarity
+    from ..hookspecs import Metric
 
 _SSIM, _ARTEFACT = "ssim", "high_frequency_error"
 
@@ -89,7 +91,7 @@ def boundaries(
     return Calibrated(found.to_json(), lines)
 
 
-def _judge(manager: FlowblendPluginManager, preset: PairPreset | None, asked: str | None) -> Any:
+def _judge(manager: FlowblendPluginManager, preset: PairPreset | None, asked: str | None) -> Similarity:
     """The similarity that was asked for; else the pair's own; else SSIM."""
     from ..calibration.similarity import FeatureSimilarity, NamedSimilarity
 
@@ -100,13 +102,13 @@ def _judge(manager: FlowblendPluginManager, preset: PairPreset | None, asked: st
     return NamedSimilarity(_SSIM, _metric(manager, _SSIM))
 
 
-def _artefact(manager: FlowblendPluginManager) -> Any:
+def _artefact(manager: FlowblendPluginManager) -> NamedSimilarity:
     from ..calibration.similarity import NamedSimilarity
 
     return NamedSimilarity(_ARTEFACT, _metric(manager, _ARTEFACT))
 
 
-def _metric(manager: FlowblendPluginManager, name: str) -> Any:
+def _metric(manager: FlowblendPluginManager, name: str) -> Metric:
     known = metrics_by_name(manager)
     if name not in known:
         raise UsageError(

@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..contract.markers import hookimpl
 from ..errors import FlowBlendError, UsageError
 from ..step import StepContext
 from ..types import Keywords, Output, Pipeline
+
+if TYPE_CHECKING:
+    from rich import progress as bars
 
 
 def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress, what: str = "preparing") -> Output:
@@ -62,7 +65,7 @@ class Progress:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._bar: Any = None
+        self._bar: bars.Progress | None = None
         self.seconds: float = 0.0
 
     @contextmanager

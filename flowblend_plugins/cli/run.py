@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -53,6 +53,9 @@ from .options import (
 from .plan import Plan, plan_blend, plan_unloaded
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..blend import Blend
     from ..calibration.calibration import Calibration
     from ..trace.trace import Trace
@@ -379,12 +382,12 @@ def _count_timesteps(pipeline: Pipeline) -> Callable[[int], int]:
     return lambda steps: steps if order == 1 else order * steps - 1
 
 
-def _pixels(result: Output) -> Any:
+def _pixels(result: Output) -> NDArray[np.float32]:
     """The first video, ``[F, H, W, 3]``, or the first still, of what :func:`generate` gave."""
     return (result.frames if hasattr(result, "frames") else result.images)[0]
 
 
-def _default_of(pipeline: Pipeline, argument: str) -> Any:
+def _default_of(pipeline: Pipeline, argument: str) -> int | None:
     """Default of an argument of the pipeline call; ``None`` if it has no such argument."""
     parameter = inspect.signature(type(pipeline).__call__).parameters.get(argument)
     return parameter.default if parameter is not None else None

@@ -6,7 +6,7 @@ import abc
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..types import Keywords, Pipeline
 from .traits import AdapterTraits
@@ -68,7 +68,7 @@ class Adapter(abc.ABC):
     """URL of the page that documents it, or its path in the repository."""
 
     @abc.abstractmethod
-    def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
+    def attach(self, target: AttachTarget) -> contextlib.AbstractContextManager[object]:
         """A context manager with the technique on, from entering it until leaving it.
 
         Entering gives the object that takes part in the blend as a plugin: any ``flowblend_*`` hook it implements is

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ..step import StepContext
 from ..types import Args, KeywordsView, Output
 
-Run = Callable[[StepContext, Args, KeywordsView], Any]
+Run = Callable[[StepContext, Args, KeywordsView], Output]
 
 
 class DenoiserCall:

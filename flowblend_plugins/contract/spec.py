@@ -113,13 +113,13 @@ def describe_options(adapter_class: type[Adapter]) -> str:
     return f"Its options are {', '.join(options)}." if options else "It has no options."
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _default(field: dataclasses.Field[Any]) -> object:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: Any) -> bool:
     """Whether a literal is of an annotated type. An int is a float; a bool is not an int."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -153,5 +153,5 @@ def _type_name(hint: Any) -> str:
     return " | ".join(map(_type_name, typing.get_args(hint))) if _is_union(hint) else str(hint).replace("typing.", "")
 
 
-def _is_union(hint: Any) -> bool:
+def _is_union(hint: object) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)

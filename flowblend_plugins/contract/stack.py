@@ -108,6 +108,6 @@ def _with_defaults(pipe: Pipeline, arguments: KeywordsView) -> Keywords:
     return defaults | dict(arguments)
 
 
-def _class_names(instance: Any) -> tuple[str, ...]:
+def _class_names(instance: object) -> tuple[str, ...]:
     # A class that FlowBlending swapped in has its base's name, so it appears once.
     return tuple(dict.fromkeys(cls.__name__ for cls in type(instance).__mro__))

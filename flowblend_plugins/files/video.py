@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import OutputError, UsageError
+from ..types import Foreign
 
-# Any browser plays H.264; builds of PyAV without it still have MPEG-4, which players show.
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Every browser plays H.264; builds of PyAV without it still have MPEG-4, which players show.
 _ENCODERS = {
     "libx264": {"crf": "18", "preset": "veryfast"},
     "mpeg4": {"qscale": "2"},
@@ -26,7 +30,7 @@ def video_encoder() -> str | None:
     return next((name for name in _ENCODERS if name in av.codecs_available), None)
 
 
-def write_mp4(frames: Any, path: Path, fps: float = 8.0, min_side: int = 256) -> None:
+def write_mp4(frames: ArrayLike, path: Path, fps: float = 8.0, min_side: int = 256) -> None:
     """Write frames as H.264 (else MPEG-4) in an mp4; the file appears whole or not at all.
 
     Args:
@@ -51,7 +55,7 @@ def write_mp4(frames: Any, path: Path, fps: float = 8.0, min_side: int = 256) ->
     partial = path.with_name(f".{path.name}.partial")
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            stream: Any = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1000))
+            stream = cast(Foreign, container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1000)))
             stream.height, stream.width = video.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.options = _ENCODERS[encoder]
@@ -65,7 +69,7 @@ def write_mp4(frames: Any, path: Path, fps: float = 8.0, min_side: int = 256) ->
         partial.unlink(missing_ok=True)
 
 
-def write_png(image: Any, path: Path, min_side: int = 256) -> None:
+def write_png(image: ArrayLike, path: Path, min_side: int = 256) -> None:
     """Write one still as PNG; the file appears whole or not at all.
 
     Args:
@@ -89,17 +93,17 @@ def write_png(image: Any, path: Path, min_side: int = 256) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_image(path: Path) -> Any:
+def read_image(path: Path) -> Image:
     """An image file as RGB, as pipelines take it. Raises ``UsageError`` where it is none."""
-    from PIL import Image
+    from PIL import Image as images
 
     try:
-        return Image.open(path).convert("RGB")
+        return images.open(path).convert("RGB")
     except OSError as error:
         raise UsageError(f"{path} cannot be read as an image: {error}. Give a PNG or JPEG.") from error
 
 
-def _as_bytes(pixels: Any, axes: tuple[str, ...]) -> NDArray[np.uint8]:
+def _as_bytes(pixels: ArrayLike, axes: tuple[str, ...]) -> NDArray[np.uint8]:
     array = np.asarray(pixels)
     if array.ndim != len(axes) or array.shape[-1] != 3 or 0 in array.shape:
         what = "a video" if "frames" in axes else "a still"

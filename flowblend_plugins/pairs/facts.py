@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..types import KeywordsView
 
@@ -29,7 +29,7 @@ class Fact:
     """
 
     meaning: str
-    read: Callable[[Config], Any]
+    read: Callable[[Config], object]
     remedy: str
     needs_both: bool = False
 
@@ -44,7 +44,7 @@ class Difference:
     remedy: str
 
 
-def first(*keys: str) -> Callable[[Config], Any]:
+def first(*keys: str) -> Callable[[Config], object]:
     """Reads the first of the keys that is set: classes name the same input differently."""
     return lambda config: next((config[key] for key in keys if config.get(key) is not None), None)
 
@@ -54,7 +54,7 @@ def presence(*keys: str) -> Callable[[Config], bool]:
     return lambda config: any(config.get(key) not in (None, False) for key in keys)
 
 
-def text_width(config: Config) -> Any:
+def text_width(config: Config) -> object:
     """Width of the text embeddings as they reach the denoiser, before any projection of its own."""
     if config.get("use_crossattn_projection"):  # Cosmos: text_embed_dim is then what the projection makes of it
         return config.get("crossattn_proj_in_channels")
@@ -65,18 +65,18 @@ def text_width(config: Config) -> Any:
     return first(*keys, "encoder_hid_dim", "cross_attention_dim")(config)
 
 
-def patch_size(config: Config) -> Any:
+def patch_size(config: Config) -> object:
     """Patch as the pipeline sees it, ``(frames, height, width)`` where time is patched too."""
     spatial, temporal = config.get("patch_size"), config.get("patch_size_t")
     return spatial if temporal is None else (temporal, spatial, spatial)
 
 
-def rotary_width(config: Config) -> Any:
+def rotary_width(config: Config) -> object:
     """Width of rotary embeddings that the pipeline makes and hands over, at every head's size."""
     return config.get("attention_head_dim") if config.get("takes_rotary_embedding") else None
 
 
-def prediction(config: Config) -> Any:
+def prediction(config: Config) -> object:
     """Kind of the denoiser's output: ``flow`` (velocity of flow matching) or the scheduler's ``prediction_type``."""
     name = config.get("class", "")
     if "Flow" in name or name.endswith("RFScheduler") or config.get("prediction_type") == "flow_prediction":
@@ -84,7 +84,7 @@ def prediction(config: Config) -> Any:
     return config.get("prediction_type")
 
 
-def diffusion_noise(key: str) -> Callable[[Config], Any]:
+def diffusion_noise(key: str) -> Callable[[Config], object]:
     """Reads a key of the beta schedule, which says nothing under flow matching (there sigma is the timestep)."""
     return lambda config: None if prediction(config) == "flow" else config.get(key)
 
@@ -204,22 +204,22 @@ def differences(large: Mapping[str, Config], small: Mapping[str, Config]) -> Ite
 
 
 def _is_same(left: Any, right: Any) -> bool:
-    if _is_list(left) and _is_list(right):
-        return len(left) == len(right) and all(map(_is_same, left, right))
     if isinstance(left, float) or isinstance(right, float):
         # Statistics stored in half precision are the same statistics: bfloat16 rounds by up to 2**-8 of the value.
         return left is not None and right is not None and math.isclose(left, right, rel_tol=2**-7)
+    if _is_list(left) and _is_list(right):
+        return len(left) == len(right) and all(map(_is_same, left, right))
     return left == right
 
 
-def _shown(wanted: Any, found: Any) -> tuple[str, str]:
+def _shown(wanted: object, found: object) -> tuple[str, str]:
     if _is_list(wanted) and _is_list(found) and len(wanted) == len(found) > 4:
         channel = next(i for i, pair in enumerate(zip(wanted, found, strict=True)) if not _is_same(*pair))
         return f"{_short(wanted[channel])} in channel {channel}", f"{_short(found[channel])} in channel {channel}"
     return _short(wanted), _short(found)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if _is_list(value):
         return f"{len(value)} values" if len(value) > 4 else "x".join(_short(item) for item in value)
     if value is None or isinstance(value, bool):
@@ -227,5 +227,5 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, (list, tuple))

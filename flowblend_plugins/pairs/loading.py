@@ -5,20 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
 
 from ..errors import PairError
 from ..pipelines.source import read_source
-from ..types import Pipeline
+from ..types import Denoiser, Pipeline
 from .configs import configs_of_denoiser, configs_of_pipeline, forward_parameters
 from .facts import Difference, differences
 from .stored import find_denoiser
 
 
-def load_denoiser(source: Any, pipe: Pipeline, slot: str) -> nn.Module:
+def load_denoiser(source: object, pipe: Pipeline, slot: str) -> nn.Module:
     """A denoiser from a hub id, a folder, a loaded pipeline or a loaded denoiser.
 
     What is loaded here has the large denoiser's dtype and stands where the large one computes. A stored pair is judged
@@ -54,7 +54,7 @@ def load_denoiser(source: Any, pipe: Pipeline, slot: str) -> nn.Module:
     )
 
 
-def check_blendable(pipe: Pipeline, slot: str, letter: str, candidate: nn.Module, source: Any) -> None:
+def check_blendable(pipe: Pipeline, slot: str, letter: str, candidate: nn.Module, source: object) -> None:
     """Refuse a loaded denoiser that cannot continue the large one's trajectory, naming every difference.
 
     Where the source is a pipeline, its VAE, text encoders and scheduler are compared too; a lone denoiser says nothing
@@ -110,12 +110,16 @@ def _call_differences(pipe: Pipeline, large_class: type, small_class: type) -> I
         yield Difference("arguments needed by forward()", "without them", f"with {', '.join(unmet)}", remedy)
 
 
-def _tensor_differences(pipe: Pipeline, large: nn.Module, candidate: Any) -> Iterable[Difference]:
+def _tensor_differences(pipe: Pipeline, large: nn.Module, candidate: Denoiser) -> Iterable[Difference]:
     dtype = getattr(large, "dtype", None)
     if dtype is not None and candidate.dtype != dtype:
         yield Difference("dtype", str(dtype), str(candidate.dtype), f"convert it with small.to({dtype})")
     device = _compute_device(pipe, large)
-    if device is not None and not _is_offloaded(candidate) and _placed(candidate.device) != _placed(device):
+    if (
+        device is not None
+        and not _is_offloaded(cast(nn.Module, candidate))
+        and _placed(candidate.device) != _placed(device)
+    ):
         yield Difference("device", str(device), str(candidate.device), f"move it with small.to({str(device)!r})")
 
 
@@ -144,7 +148,7 @@ def _placed(device: torch.device) -> tuple[str, int]:
     return device.type, device.index or 0
 
 
-def _is_pipeline(source: Any) -> bool:
+def _is_pipeline(source: object) -> TypeGuard[Pipeline]:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     return isinstance(source, DiffusionPipeline)

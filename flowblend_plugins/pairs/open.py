@@ -6,7 +6,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from ..errors import PairError
 from ..types import KeywordsView, Pipeline
@@ -84,7 +84,7 @@ def open_pair(
 
 def load_around_file(
     source: str | Path, file: Path, base: str | Path | None, placement: Placement | None = None
-) -> Any:
+) -> Pipeline:
     """Load a pipeline whose large denoiser is in a single file, and all else in a folder or on the hub.
 
     Raises:
@@ -111,7 +111,7 @@ def load_around_file(
     return pipeline
 
 
-def load_pipeline(source: str | Path, placement: Placement | None = None, **components: Any) -> Any:
+def load_pipeline(source: str | Path, placement: Placement | None = None, **components: object) -> Pipeline:
     """A diffusers pipeline from a folder or a hub id.
 
     Args:

@@ -79,7 +79,7 @@ class PairPreset:
         return {letter: getattr(pipe, component) for letter, component in self.experts.items()}
 
 
-def pair_of(pipe: Pipeline, small: Any, presets: Iterable[PairPreset]) -> PairPreset | None:
+def pair_of(pipe: Pipeline, small: object, presets: Iterable[PairPreset]) -> PairPreset | None:
     """The registered pair that a loaded pipeline and small denoiser are, by where they were loaded from.
 
     Args:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -58,7 +57,7 @@ class SingleFile:
         """Shape of the one tensor whose name ends so; ``None`` where there is none."""
         return next((self._shapes[name] for name in self._shapes if name.endswith(ending)), None)
 
-    def translated(self, denoiser_class: Any, own_names: set[str]) -> dict[str, str] | None:
+    def translated(self, denoiser_class: type, own_names: set[str]) -> dict[str, str] | None:
         """The name in the file for every name in a denoiser; ``None`` if diffusers' converter changes tensors too.
 
         Args:
@@ -73,13 +72,13 @@ class SingleFile:
             return None
         return dict(found) if sorted(map(str, found.values())) == sorted(self.names) else None
 
-    def shapes(self, denoiser_class: Any, own_names: set[str]) -> dict[str, tuple[int, ...]] | None:
+    def shapes(self, denoiser_class: type, own_names: set[str]) -> dict[str, tuple[int, ...]] | None:
         """Shapes by the names that a denoiser has for them, without reading; ``None`` if only reading will tell."""
         names = self.translated(denoiser_class, own_names)
         return None if names is None else {own: self._shapes[name] for own, name in names.items()}
 
     def read(
-        self, denoiser_class: Any, own_names: set[str], dtype_of: Callable[[str], torch.dtype]
+        self, denoiser_class: type, own_names: set[str], dtype_of: Callable[[str], torch.dtype]
     ) -> dict[str, torch.Tensor]:
         """All tensors, by the names that a denoiser has for them.
 
@@ -182,7 +181,7 @@ def find_single_file(source: str | Path) -> Path | None:
         ) from error
 
 
-def _converter(source: str, denoiser_class: Any) -> Callable[[Keywords], KeywordsView]:
+def _converter(source: str, denoiser_class: type) -> Callable[[Keywords], KeywordsView]:
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     entry = SINGLE_FILE_LOADABLE_CLASSES.get(denoiser_class.__name__)

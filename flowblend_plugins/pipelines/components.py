@@ -13,13 +13,13 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from ..errors import RoutingError
-from ..types import Keywords, Output, Pipeline
+from ..types import Denoiser, Keywords, Output, Pipeline
 from .stand_in import stand_in
 
 # These step copies of their scheduler, one for each frame block, so that nothing shows at which step a call stands.
@@ -46,7 +46,7 @@ _GO_OVER_COMPONENTS = (
 _FOUND: WeakKeyDictionary[nn.Module, tuple[set[str], int]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
-RunGeneration = Callable[[Callable[..., Any], Keywords], Any]
+RunGeneration = Callable[[Callable[..., Output], Keywords], Output]
 
 
 def denoiser_slot(pipe: Pipeline) -> str:
@@ -176,10 +176,10 @@ class EnabledPipeline:
 
 
 def _enabled_class(base: Any, slot: str, added: dict[str, nn.Module], run_generation: RunGeneration) -> type:
-    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls: type, *args: object, **kwargs: object) -> object:
         return base(*args, **kwargs)  # type(pipe)(...) and type(pipe).from_pretrained(...) make plain pipelines
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+    def __reduce_ex__(self: Pipeline, protocol: object) -> NoReturn:
         raise RoutingError(
             f"{base.__name__} cannot be pickled or copied while FlowBlending is enabled on it. "
             "Call disable() first, or use save_pretrained()."
@@ -194,7 +194,7 @@ def _enabled_class(base: Any, slot: str, added: dict[str, nn.Module], run_genera
     return stand_in(base, namespace | _taking_along(base, slot, added))
 
 
-def _taking_along(base: Any, slot: str, added: dict[str, nn.Module]) -> dict[str, Any]:
+def _taking_along(base: Any, slot: str, added: dict[str, nn.Module]) -> Keywords:
     """Members of a pipeline class that do to the added denoisers, by attribute, what they do to components."""
     is_seen = False  # whether the added denoisers are among the components
 
@@ -207,30 +207,30 @@ def _taking_along(base: Any, slot: str, added: dict[str, nn.Module]) -> dict[str
         finally:
             is_seen = was
 
-    def going_over(method: Callable[..., Any]) -> Callable[..., Any]:
+    def going_over(method: Callable[..., Output]) -> Callable[..., Output]:
         @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(self: Pipeline, *args: object, **kwargs: object) -> Output:
             with seen(True):
                 return method(self, *args, **kwargs)
 
         return call
 
-    def components(self: Any) -> dict[str, Any]:
+    def components(self: Pipeline) -> Keywords:
         further = added if is_seen else {}
         with seen(False):
             plain = base.components.fget(self)
         return {name: None if name in added else one for name, one in plain.items()} | further
 
-    def _get_signature_keys(cls: type, obj: Any) -> tuple[set[str], set[str]]:
+    def _get_signature_keys(cls: type, obj: object) -> tuple[set[str], set[str]]:
         expected, optional = base._get_signature_keys(obj)
         return {*expected, *(added if is_seen else ())}, optional
 
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self: Pipeline, save_directory: str | Path, *args: object, **kwargs: object) -> None:
         """Save the plain pipeline, and the added denoisers beside it, where ``model_index.json`` does not list them."""
         base.save_pretrained(self, save_directory, *args, **kwargs)
         passed = {name: kwargs[name] for name in ("safe_serialization", "variant", "max_shard_size") if name in kwargs}
         for name, denoiser in added.items():
-            cast(Any, denoiser).save_pretrained(Path(save_directory) / name, **passed)
+            cast(Denoiser, denoiser).save_pretrained(Path(save_directory) / name, **passed)
 
     sequence = getattr(base, "model_cpu_offload_seq", None)
     if sequence:
@@ -247,12 +247,12 @@ def _taking_along(base: Any, slot: str, added: dict[str, nn.Module]) -> dict[str
     }
 
 
-def _routed_call(base: Any, run_generation: RunGeneration) -> Callable[..., Any]:
+def _routed_call(base: Any, run_generation: RunGeneration) -> Callable[..., Output]:
     call_signature = inspect.signature(base.__call__)
     variadic_names = [n for n, p in call_signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: object, **kwargs: object) -> Output:
+    def __call__(self: Pipeline, *args: object, **kwargs: object) -> Output:
         arguments = call_signature.bind(self, *args, **kwargs).arguments
         arguments.pop(next(iter(arguments)))  # self
         for name in variadic_names:

@@ -13,12 +13,13 @@ import inspect
 import re
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..errors import RoutingError
+from ..types import Args, Denoiser, Pipeline
 from .standing import Patch, block_lists, package_of, patches_on
 
 _WHAT = {
@@ -55,7 +56,7 @@ def mirrored(
     wanted = [patch for patch in patches if not _is_claimed(patch, claimed) and not _is_default(patch, large)]
     with contextlib.ExitStack() as undo:
         for letter, other in others.items():
-            present, done = {_kind_of(patch) for patch in patches_on(other)}, set[tuple[Any, ...]]()
+            present, done = {_kind_of(patch) for patch in patches_on(other)}, set[Args]()
             for patch in wanted:
                 kind = _kind_of(patch)
                 for module in () if kind in present else _places(patch, large, letter, other):
@@ -65,7 +66,7 @@ def mirrored(
         yield
 
 
-def refuse_what_fits_one(pipe: Any, large: nn.Module, others: Mapping[str, nn.Module]) -> None:
+def refuse_what_fits_one(pipe: Pipeline, large: nn.Module, others: Mapping[str, nn.Module]) -> None:
     """Refuse components of a pipeline that act on denoisers of the large one's shape only.
 
     Raises:
@@ -90,7 +91,7 @@ def refuse_what_fits_one(pipe: Any, large: nn.Module, others: Mapping[str, nn.Mo
             )
 
 
-def _residuals_of(denoiser: Any) -> str:
+def _residuals_of(denoiser: Denoiser) -> str:
     """Facts that decide how many residuals of a ControlNet a denoiser takes, and how wide they are."""
     config = denoiser.config
     if "block_out_channels" in config:
@@ -99,10 +100,11 @@ def _residuals_of(denoiser: Any) -> str:
     return f"width={(config.get('num_attention_heads') or 0) * (config.get('attention_head_dim') or 0)}"
 
 
-def _changes_denoisers(guider: Any) -> bool:
+def _changes_denoisers(guider: object) -> bool:
     """A guider that cleans up after a call has changed the denoiser for it; the base class does nothing there."""
     base = next((kind for kind in type(guider).__mro__ if kind.__name__ == "BaseGuidance"), None)
-    return base is not None and type(guider).cleanup_models is not base.cleanup_models
+    own, of_base = (getattr(kind, "cleanup_models", None) for kind in (type(guider), base))
+    return base is not None and own is not of_base
 
 
 def _is_claimed(patch: Patch, claimed: Collection[str]) -> bool:
@@ -113,7 +115,7 @@ def _place_of(path: str) -> str:
     return re.sub(r"\d+", "*", path)
 
 
-def _kind_of(patch: Patch) -> tuple[Any, ...]:
+def _kind_of(patch: Patch) -> Args:
     """Equal for patches that do the same in the same place of any block."""
     if patch.kind in ("forward", "class forward"):
         function = getattr(patch.value, "__func__", patch.value)
@@ -165,24 +167,24 @@ def _is_portable(patch: Patch) -> bool:
     return patch.kind != "class forward" and not _holds_tensors(patch.value)
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: object) -> bool:
     return isinstance(value, nn.Module) or _any_tensors(getattr(value, "__dict__", {}).values())
 
 
-def _any_tensors(values: Iterable[Any]) -> bool:
+def _any_tensors(values: Iterable[object]) -> bool:
     return any(isinstance(value, (torch.Tensor, nn.Module)) for value in values)
 
 
 @contextlib.contextmanager
-def _put_on(patch: Patch, module: Any) -> Iterator[None]:
+def _put_on(patch: Patch, module: nn.Module) -> Iterator[None]:
     """One patch of the large denoiser on a module of another, from entering until leaving."""
     own = vars(module)
     if patch.kind == "hook":
-        from diffusers.hooks import HookRegistry
+        from diffusers.hooks import HookRegistry, ModelHook
 
         had_registry, had_forward = "_diffusers_hook" in own, "forward" in own
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        registry.register_hook(copy.copy(patch.value), patch.name)
+        registry.register_hook(cast(ModelHook, copy.copy(patch.value)), patch.name)
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ class _StandIn(type):
     def __hash__(cls) -> int:
         return hash(type.__getattribute__(cls, "__base__"))
 
-    def __setattr__(cls, name: str, value: Any) -> None:
+    def __setattr__(cls, name: str, value: object) -> None:
         setattr(type.__getattribute__(cls, "__base__"), name, value)
 
     def __delattr__(cls, name: str) -> None:

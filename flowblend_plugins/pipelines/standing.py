@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
-from ..types import Keywords, KeywordsView, Pipeline
+from ..types import Foreign, Keywords, KeywordsView, Pipeline
 
 # Where a weight lies and in which precision changes nothing of what is computed with it.
 _PLACEMENT = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
@@ -38,7 +38,7 @@ class Patch(NamedTuple):
     kind: PatchKind
     path: str
     name: str
-    value: Any
+    value: Foreign
 
 
 def patches_on(denoiser: nn.Module) -> Iterator[Patch]:
@@ -75,7 +75,7 @@ def marks_on(denoiser: nn.Module, names: Iterable[str]) -> Keywords:
     return found
 
 
-def package_of(forward: Callable[..., Any]) -> str:
+def package_of(forward: object) -> str:
     """The top-level package of the function that stands in for a ``forward``."""
     return (getattr(_function_of(forward), "__module__", None) or "").partition(".")[0]
 
@@ -94,7 +94,7 @@ class Watch:
         self._facts = self._read()
         self._prepare()
 
-    def changes(self) -> dict[tuple[str, ...], Any]:
+    def changes(self) -> dict[tuple[str, ...], object]:
         """Facts that differ, by what they are; a value of ``None`` is gone. Empty, quickly, if nothing differs.
 
         Where it says that nothing differs, small things may have come that mean nothing, such as an empty registry.
@@ -111,9 +111,9 @@ class Watch:
             self._prepare()
         return found
 
-    def _read(self) -> dict[tuple[str, ...], Any]:
+    def _read(self) -> dict[tuple[str, ...], object]:
         """Every fact by what it is: exact, and slow (milliseconds), since every module is looked at."""
-        facts: dict[tuple[str, ...], Any] = {
+        facts: dict[tuple[str, ...], object] = {
             (_PIPELINE, name): component for name, component in self._pipe.components.items()
         }
         facts[_PIPELINE, "__call__"] = type(self._pipe).__call__
@@ -148,7 +148,7 @@ class Watch:
         self._components = tuple(self._pipe.components)
         self._seen = self._glance()
 
-    def _glance(self) -> list[Any]:
+    def _glance(self) -> list[object]:
         """Values of which one differs whenever a fact does: some false alarms, no false calm."""
         of_pipe = vars(self._pipe)
         return [
@@ -182,12 +182,12 @@ def _own_classes(kind: type) -> list[type]:
     return [*kind.__mro__[: last + 1]]
 
 
-def _forward_of(own: KeywordsView) -> Any:
+def _forward_of(own: KeywordsView) -> Foreign | None:
     """The function set as a module's ``forward``, beneath accelerate's, which is exchanged in every generation."""
     return own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
 
 
-def _is_foreign(forward: Any, module: nn.Module) -> bool:
+def _is_foreign(forward: Foreign, module: nn.Module) -> bool:
     """Whether a ``forward`` on an instance is other than the class's own, diffusers' hooks and compilation."""
     if getattr(forward, "__func__", None) is type(module).forward or hasattr(forward, "_torchdynamo_orig_callable"):
         return False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..pairs.preset import PairPreset, PublishedDenoiser
+from ..types import Keywords
 from .t5 import T5_XXL
 
 _CONVERSION = "github.com/huggingface/diffusers, scripts/convert_ltx_to_diffusers.py"
@@ -47,7 +46,7 @@ _AROUND = {
         source=f"{_CONVERSION} (0.9.5 and later)",
     ),
 }
-_PAPER_SIZE: dict[str, Any] = {"height": 352, "width": 608, "num_frames": 65}
+_PAPER_SIZE: Keywords = {"height": 352, "width": 608, "num_frames": 65}
 _PAPER = (
     "Size and steps: FlowBlending (arXiv 2512.24724), with 65 frames in place of 61, because its totals need 9 latent "
     "frames. Boundaries: the large denoiser on half of the steps, as in the paper; where the half lies is our choice"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -111,7 +110,7 @@ class Clock:
         index, rest = divmod(offset, stride) if stride else (offset, 0)
         return index if rest == 0 and 0 <= index < len(self.timesteps) else None
 
-    def _position_by_value(self, current: Any, timestep: object) -> int:
+    def _position_by_value(self, current: object, timestep: object) -> int:
         values = [v for v in (_as_float(current), _as_float(timestep)) if v is not None]
         # Mochi shows 1000 - t.
         train_steps = getattr(self._pipeline.scheduler.config, "num_train_timesteps", None)
@@ -133,7 +132,9 @@ def _as_float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _sigmas(scheduler: Scheduler, sigmas: Any, timesteps: Sequence[float]) -> list[float] | None:
+def _sigmas(
+    scheduler: Scheduler, sigmas: torch.Tensor | Sequence[float] | None, timesteps: Sequence[float]
+) -> list[float] | None:
     """Noise level of each timestep; for DDPM-style schedulers sqrt((1 - a) / a) of the cumulative product of alphas."""
     if sigmas is not None and len(sigmas) >= len(timesteps):
         return [float(s) for s in (sigmas.tolist() if isinstance(sigmas, torch.Tensor) else sigmas)]

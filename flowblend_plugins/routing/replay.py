@@ -155,7 +155,7 @@ class Tape:
         self.recording.calls.append(call)
 
 
-def copied(output: Output) -> Any:
+def copied(output: Output) -> Output:
     """A denoiser's output, to be kept or given away without its other holder noticing."""
     return copy.deepcopy(output)
 

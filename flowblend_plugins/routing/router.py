@@ -12,7 +12,8 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, NoReturn, cast
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from ..step import StepContext
 from ..trace.generation import CallRecord
 from ..trace.reporter import CallReporter
 from ..trace.trace import Trace
-from ..types import Args, Denoiser, Keywords, KeywordsView, Output, Pipeline
+from ..types import Args, Denoiser, Foreign, Keywords, KeywordsView, Output, Pipeline
 from .clock import Clock
 from .replay import RecordedCall, Tape, checksum, copied
 
@@ -33,7 +34,7 @@ from .replay import RecordedCall, Tape, checksum, copied
 class _Decision(NamedTuple):
     step: StepContext
     denoiser: nn.Module
-    call: Callable[..., Any]
+    call: Callable[..., Output]
 
 
 class ModelRouter:
@@ -57,7 +58,7 @@ class ModelRouter:
         denoisers: Mapping[str, nn.Module],
         hosts: tuple[nn.Module, ...],
         schedule: StageSchedule,
-        hooks: Any,
+        hooks: Foreign,
         trace: Trace,
         reentry: str = "recompute",
     ) -> None:
@@ -141,12 +142,12 @@ class ModelRouter:
         self._entered_at: dict[str, int] = {}
         self._last_run: dict[tuple[str, str | None], int] = {}
 
-    def unrouted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def unrouted(self, function: Callable[..., Output]) -> Callable[..., Output]:
         """A callback of the user's, in which denoisers answer as if nothing had been enabled."""
         from diffusers.callbacks import MultiPipelineCallbacks
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> Output:
             thread, self.reporter.routed_thread = self.reporter.routed_thread, None
             try:
                 return function(*args, **kwargs)
@@ -161,7 +162,7 @@ class ModelRouter:
 
     # -- one call ------------------------------------------------------------------------------------------------
 
-    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Any:
+    def call(self, host: nn.Module, args: Args, kwargs: Keywords) -> Output:
         """Answer one denoiser call, of the blend's pipeline or of another; in two threads one after the other.
 
         Caches keep what they are doing on the denoiser while it is called.
@@ -171,7 +172,7 @@ class ModelRouter:
                 return self._base_class[id(host)].__call__(host, *args, **kwargs)
             return self._answer_call(args, kwargs)
 
-    def _answer_call(self, args: Args, kwargs: Keywords) -> Any:
+    def _answer_call(self, args: Args, kwargs: Keywords) -> Output:
         decision = self._decision
         if decision is None:
             timestep = kwargs.get("timestep")
@@ -225,7 +226,7 @@ class ModelRouter:
 
     def _call_on_tape(
         self, tape: Tape, decision: _Decision, started: object, args: Args, kwargs: Keywords
-    ) -> tuple[Any, CallRecord]:
+    ) -> tuple[Output, CallRecord]:
         step, denoiser, call = decision
         if not tape.recording.calls:
             clock, scheduler = self._clock, self._pipeline.scheduler
@@ -245,7 +246,7 @@ class ModelRouter:
             tape.keep(RecordedCall(step, inputs, copied(output), record.outcome, record.skipped))
         return output, record
 
-    def cache_context(self, host: nn.Module, name: str, kwargs: Keywords) -> Any:
+    def cache_context(self, host: nn.Module, name: str, kwargs: Keywords) -> AbstractContextManager[object]:
         """A cache context on the denoiser that will answer, with what the pipeline left out filled in."""
         if not self.reporter.is_routing:
             return self._base_class[id(host)].cache_context(host, name, **kwargs)
@@ -340,7 +341,7 @@ class _RoutedContext:
     def __init__(self, router: ModelRouter, name: str, kwargs: Keywords) -> None:
         self._router, self._name, self._kwargs = router, name, kwargs
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         router = self._router
         decision = router._decide(self._kwargs, self._name, None)
         step, denoiser, _ = decision
@@ -349,12 +350,14 @@ class _RoutedContext:
         router._decision = decision
         return entered
 
-    def __exit__(self, *exc: object) -> Any:
+    def __exit__(self, *exc: Any) -> bool | None:
         self._router._decision = None
         return self._inner.__exit__(*exc)
 
 
-def _context_on(base: Any, denoiser: nn.Module, step: StepContext, given: KeywordsView) -> Any:
+def _context_on(
+    base: object, denoiser: nn.Module, step: StepContext, given: KeywordsView
+) -> AbstractContextManager[object]:
     """A cache context on a denoiser, with its position where the pipeline has not ``given`` it."""
     context = getattr(base, "cache_context", None)
     if context is None:
@@ -369,16 +372,16 @@ def _routed_class(base: type, router: ModelRouter) -> type:
     def __call__(self: nn.Module, *args: object, **kwargs: object) -> Output:
         return router.call(self, args, kwargs)
 
-    def cache_context(self: nn.Module, name: str, **kwargs: Any) -> Any:
+    def cache_context(self: nn.Module, name: str, **kwargs: object) -> AbstractContextManager[object]:
         return router.cache_context(self, name, kwargs)
 
     def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
         router.reset_stateful_cache(self, recurse)
 
-    def __new__(cls: type, *args: object, **kwargs: object) -> Any:
+    def __new__(cls: type, *args: object, **kwargs: object) -> object:
         return base(*args, **kwargs)  # type(denoiser)(...) and type(denoiser).from_pretrained(...) make plain ones
 
-    def __reduce_ex__(self: nn.Module, protocol: object) -> Any:
+    def __reduce_ex__(self: nn.Module, protocol: object) -> NoReturn:
         raise RoutingError(
             f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
             "Call disable() first, or use save_pretrained()."

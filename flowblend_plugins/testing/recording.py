@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from ..contract.call import DenoiserCall
 from ..contract.markers import hookimpl
+from ..step import StepContext
+from ..trace.trace import Trace
 from ..types import Keywords, Pipeline
 
 
@@ -33,7 +34,7 @@ class RecordingPlugin:
         self.calls.append(("flowblend_register_metrics", {}))
 
     @hookimpl
-    def flowblend_register_commands(self, app: Any) -> None:
+    def flowblend_register_commands(self, app: object) -> None:
         self.calls.append(("flowblend_register_commands", {"app": app}))
 
     @hookimpl
@@ -47,23 +48,23 @@ class RecordingPlugin:
         )
 
     @hookimpl
-    def flowblend_route(self, step: Any) -> None:
+    def flowblend_route(self, step: StepContext) -> None:
         self.calls.append(("flowblend_route", {"step": step}))
 
     @hookimpl
-    def flowblend_answer(self, call: Any) -> None:
+    def flowblend_answer(self, call: DenoiserCall) -> None:
         self.calls.append(("flowblend_answer", {"call": call}))
 
     @hookimpl
-    def flowblend_stage_entered(self, step: Any, denoiser: nn.Module, reentry: str) -> None:
+    def flowblend_stage_entered(self, step: StepContext, denoiser: nn.Module, reentry: str) -> None:
         self.calls.append(("flowblend_stage_entered", {"step": step, "denoiser": denoiser, "reentry": reentry}))
 
     @hookimpl
-    def flowblend_denoiser_called(self, step: Any, denoiser: nn.Module, outcome: str, time_ms: float) -> None:
+    def flowblend_denoiser_called(self, step: StepContext, denoiser: nn.Module, outcome: str, time_ms: float) -> None:
         arguments = {"step": step, "denoiser": denoiser, "outcome": outcome, "time_ms": time_ms}
         self.calls.append(("flowblend_denoiser_called", arguments))
 
     @hookimpl
-    def flowblend_generation_finished(self, pipeline: Pipeline, trace: Any, error: BaseException | None) -> None:
+    def flowblend_generation_finished(self, pipeline: Pipeline, trace: Trace, error: BaseException | None) -> None:
         arguments = {"pipeline": pipeline, "trace": trace, "error": error}
         self.calls.append(("flowblend_generation_finished", arguments))

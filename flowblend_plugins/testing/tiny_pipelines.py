@@ -6,16 +6,15 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 
-from ..types import Keywords, Pipeline
+from ..types import Denoiser, Keywords, Pipeline
 
 _NUM_PROMPTS: ContextVar[int] = ContextVar("num_prompts", default=1)
 
 
-def tiny_wan_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Any:
+def tiny_wan_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Denoiser:
     """A random ``WanTransformer3DModel``: 4 latent channels, text width 16, ``heads`` x 12 wide."""
     from diffusers import WanTransformer3DModel
 
@@ -59,7 +58,7 @@ def tiny_wan_pipeline(seed: int = 0) -> Pipeline:
     return pipe
 
 
-def tiny_ltx_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Any:
+def tiny_ltx_denoiser(seed: int = 1, layers: int = 1, heads: int = 1) -> Denoiser:
     """A random ``LTXVideoTransformer3DModel``: 8 latent channels, text width 16, ``heads`` x 16 wide."""
     from diffusers import LTXVideoTransformer3DModel
 
@@ -118,7 +117,7 @@ def prompts_in_a_batch(num_prompts: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def generate(pipe: Pipeline, num_inference_steps: int | None = 10, seed: int = 0, **overrides: Any) -> torch.Tensor:
+def generate(pipe: Pipeline, num_inference_steps: int | None = 10, seed: int = 0, **overrides: object) -> torch.Tensor:
     """Latents of one generation on a tiny pipeline: 32x32 pixels, 9 frames, guidance on, fixed random text.
 
     Args:

@@ -11,15 +11,15 @@ A multiply-add counts as 2. ``docs/flops.md`` says how the published figures are
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import FlopCountError
-from ..types import Args, JsonView, Keywords, KeywordsView
+from ..types import Args, DiffusersClass, JsonView, Keywords, KeywordsView, Output
 
 _LINEAR_OPERATORS = frozenset({"aten.mm", "aten.addmm", "aten._scaled_mm"})
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
@@ -59,7 +59,7 @@ class ForwardFlops(NamedTuple):
     total: int
 
 
-def describe_inputs(args: Iterable[Any], kwargs: KeywordsView) -> CallInputs:
+def describe_inputs(args: Args, kwargs: KeywordsView) -> CallInputs:
     """Describe a call's inputs for a later count (once a denoiser call, so it must be cheap)."""
     return CallInputs(
         tuple([_describe(value) for value in args]) if args else (),
@@ -92,7 +92,7 @@ class FlopCounter:
         config: what ``denoiser_class.from_config`` takes.
     """
 
-    def __init__(self, denoiser_class: Any, config: JsonView) -> None:
+    def __init__(self, denoiser_class: type[nn.Module], config: JsonView) -> None:
         self._class = denoiser_class
         self._config = dict(config)
         self._config_key = repr(sorted(self._config.items()))
@@ -112,7 +112,7 @@ class FlopCounter:
 
 
 def count_forward(
-    denoiser_class: Any, config: JsonView, inputs: CallInputs, skipped: frozenset[str] = frozenset()
+    denoiser_class: type[nn.Module], config: JsonView, inputs: CallInputs, skipped: frozenset[str] = frozenset()
 ) -> ForwardFlops:
     """FLOPs of one forward of a diffusers model of this class and config, but for modules that a cache left out.
 
@@ -136,7 +136,7 @@ def count_forward(
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), FakeTensorMode():  # draws no random numbers
-            denoiser = denoiser_class.from_config(config).eval()
+            denoiser = cast(DiffusersClass, denoiser_class).from_config(config).eval()
             # The rebuilt denoiser has torch's default dtype, whatever the user's has.
             dtype = torch.get_default_dtype()
             args = [fake_input(value, dtype) for value in inputs.args]
@@ -162,7 +162,7 @@ def count_forward(
     return ForwardFlops(linear=linear, attention=total - linear - convolution, total=total)
 
 
-def fake_input(value: Any, dtype: torch.dtype) -> Any:
+def fake_input(value: object, dtype: torch.dtype) -> object:
     """An input for a rebuilt denoiser, from its description; floating point is in the rebuilt one's ``dtype``.
 
     Raises:
@@ -185,7 +185,9 @@ def fake_input(value: Any, dtype: torch.dtype) -> Any:
 class _NoTokenMasked(TorchDispatchMode):
     """The positions that a mask leaves: all of them, since a fake tensor cannot say which."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Output], types: object, args: Args = (), kwargs: Keywords | None = None
+    ) -> Output:
         if func is torch.ops.aten.nonzero.default:
             mask = args[0]
             return torch.empty(mask.numel(), mask.dim(), dtype=torch.int64, device=mask.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -14,12 +14,15 @@ from ..types import Args, KeywordsView
 from .flops import CallInputs, describe_inputs
 from .generation import CallRecord, Generation
 
+_Moment: TypeAlias = Any
+"""When a call started: seconds on the host's clock, or an event on a CUDA device's."""
+
 
 class Answering(NamedTuple):
     """State of the channel before a ``flowblend_answer`` hook is asked."""
 
     num_calls: int
-    started: Any
+    started: _Moment
 
 
 class CallReporter:
@@ -88,12 +91,12 @@ class CallReporter:
         self._events = [] if device.type == "cuda" else None
         self._forget()
 
-    def start(self, step: StepContext) -> Any:
+    def start(self, step: StepContext) -> _Moment:
         """The moment a call starts: seconds on the host, or a CUDA event."""
         self.step = step
         return time.perf_counter() if self._events is None else self._event()
 
-    def record(self, step: StepContext, started: Any, args: Args, kwargs: KeywordsView) -> CallRecord:
+    def record(self, step: StepContext, started: _Moment, args: Args, kwargs: KeywordsView) -> CallRecord:
         if self._events is None:
             time_ms = (time.perf_counter() - started) * 1e3
         else:  # resolved at the end: waiting for the device here would slow what is measured

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..step import OUTCOMES
 from .generation import CallRecord, Generation, GenerationFlops
@@ -65,7 +65,7 @@ def _rows(calls: Sequence[CallRecord]) -> Iterator[_Row]:
     """Consecutive steps in which the same denoisers answer the same branches; in each run a row for each denoiser."""
     steps = [list(group) for _, group in itertools.groupby(calls, key=lambda call: call.step.step_index)]
 
-    def likeness(step: list[CallRecord]) -> Any:
+    def likeness(step: list[CallRecord]) -> set[tuple[object, ...]]:
         return {(call.step.stage, call.step.denoiser, call.step.branch) for call in step}
 
     run: list[list[CallRecord]] = []

@@ -91,7 +91,7 @@ def velocity_of(output: Output) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output.sample
 
 
-def with_velocity(output: Output, velocity: torch.Tensor) -> Any:
+def with_velocity(output: Output, velocity: torch.Tensor) -> Output:
     """An output like this one with another tensor."""
     if isinstance(output, tuple):
         return (velocity, *output[1:])

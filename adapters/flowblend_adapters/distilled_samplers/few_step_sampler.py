@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from flowblend_plugins.types import Keywords, Scheduler
 
@@ -23,16 +23,12 @@ class FlowLCM(Solver):
     The noise is drawn from the generator of the call, so that a seed gives the same video again.
     """
 
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import FlowMatchLCMScheduler
-
-        return FlowMatchLCMScheduler
+    scheduler_name: ClassVar[str] = "FlowMatchLCMScheduler"
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}
 
-    def build(self, scheduler: Scheduler) -> Any:
+    def build(self, scheduler: Scheduler) -> Scheduler:
         new = super().build(scheduler)
         take_noise_from_call(new)
         return new

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import StackError
 from flowblend_plugins.pipelines.source import read_source
-from flowblend_plugins.types import Args, Denoiser, Keywords, KeywordsView, Pipeline
+from flowblend_plugins.types import Args, Denoiser, Keywords, KeywordsView, Output, Pipeline
 
 if TYPE_CHECKING:  # listing plugins should not pay for torch
     from flowblend_plugins.trace.reporter import CallReporter
@@ -62,9 +63,9 @@ class UnguidedDenoiser:
     def __init__(self, denoiser: Denoiser, trace: CallReporter) -> None:
         self._denoiser = denoiser
         self._trace = trace
-        self._cond: tuple[int, Any] | None = None
-        self._beneath: Any = None
-        self._ours: Any = None
+        self._cond: tuple[int, Output] | None = None
+        self._beneath: Callable[..., Output] | None = None
+        self._ours: Callable[..., Output] | None = None
         self.num_spared = 0
 
     def put_on(self) -> None:
@@ -74,7 +75,7 @@ class UnguidedDenoiser:
         self.num_spared, self._cond = 0, None
 
         @functools.wraps(forward)
-        def unguided(*args: Any, **kwargs: Any) -> Any:
+        def unguided(*args: object, **kwargs: object) -> Output:
             return self._answer(forward, args, kwargs)
 
         self._ours = self._denoiser.forward = unguided
@@ -89,7 +90,7 @@ class UnguidedDenoiser:
         self._ours = self._beneath = self._cond = None
         self.num_spared = 0
 
-    def _answer(self, forward: Any, args: Args, kwargs: KeywordsView) -> Any:
+    def _answer(self, forward: Callable[..., Output], args: Args, kwargs: KeywordsView) -> Output:
         step = self._trace.step
         if step is None:
             return forward(*args, **kwargs)
@@ -103,15 +104,16 @@ class UnguidedDenoiser:
         self._cond = (step.step_index, output) if step.branch == "cond" else None
         return output
 
-    def _answer_batch(self, forward: Any, args: Args, kwargs: KeywordsView) -> Any:
+    def _answer_batch(self, forward: Callable[..., Output], args: Args, kwargs: KeywordsView) -> Output:
         """The second, conditional half of a batch alone, given for both."""
         import torch
 
         batch = (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).shape[0]
 
-        def half(value: Any) -> Any:
-            both = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch
-            return value[batch // 2 :] if both else value
+        def half(value: object) -> object:
+            if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch:
+                return value[batch // 2 :]
+            return value
 
         args, kwargs = tuple(map(half, args)), {name: half(value) for name, value in kwargs.items()}
         self._trace.report_inputs(args, kwargs)

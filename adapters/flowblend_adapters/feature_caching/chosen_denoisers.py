@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from flowblend_plugins import AttachTarget, RoutingError, StackError
 from flowblend_plugins.types import Denoiser
@@ -81,7 +81,7 @@ class _Claim:
         self.trace = trace
         self._name = type(denoiser).__name__
 
-    def __call__(self, memo: Any) -> NoReturn:
+    def __call__(self, memo: object) -> NoReturn:
         raise RoutingError(
             f"{self._name} cannot be pickled or deep-copied while FlowBlending has a cache on it. Call disable() "
             "first, or use save_pretrained()."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowblend_plugins.types import Denoiser, Output
+from flowblend_plugins.types import Denoiser, Foreign, Output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,16 +25,16 @@ class Probe:
         self.has_run = False
         self._trace = trace
 
-    def note(self, *_: Any) -> None:
+    def note(self, *_: object) -> None:
         """Note that what is observed runs."""
         if self._trace.step is not None:
             self.has_run = True
 
-    def on(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on(self, function: Callable[..., Output]) -> Callable[..., Output]:
         """``function``, noted when it runs; its signature stays readable."""
 
         @functools.wraps(function)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(*args: object, **kwargs: object) -> Output:
             self.note()
             return function(*args, **kwargs)
 
@@ -57,7 +57,7 @@ def probe_beneath(module: nn.Module, trace: CallReporter) -> Iterator[Probe]:
                 module.forward = forward
             else:
                 del module.__dict__["forward"]
-        registry: Any = module.__dict__.get("_diffusers_hook")
+        registry: Foreign | None = module.__dict__.get("_diffusers_hook")
         for reference in () if registry is None else registry._fn_refs:  # hooks that came since, and call it
             for name in ("forward", "original_forward"):
                 if getattr(reference, name) is noted:
@@ -84,7 +84,7 @@ def observed_calls(
         skipped_names: the modules that did not run in the call just made, where that is known of all of them.
     """
 
-    def start(module: nn.Module, args: Any) -> None:
+    def start(module: nn.Module, args: object) -> None:
         if trace.step is not None:
             for probe in probes:
                 probe.has_run = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords, Scheduler
 
@@ -19,27 +19,22 @@ class DEIS(MultistepSolver):
     Sample with diffusers' ``DEISMultistepScheduler``, ending at the last noise level of training.
     """
 
+    scheduler_name: ClassVar[str] = "DEISMultistepScheduler"
     name: ClassVar[str] = "deis"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("deis(num_inference_steps=20)", "deis(num_inference_steps=12)")
     highest_level: ClassVar[float | None] = 1.0
 
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import DEISMultistepScheduler
-
-        return DEISMultistepScheduler
-
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         own = {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"}
         return own | flow_settings(is_flow, flow_shift)
 
-    def build(self, scheduler: Scheduler) -> Any:
+    def build(self, scheduler: Scheduler) -> Scheduler:
         new = super().build(scheduler)
         if is_flow(new):
             finish_flow(new)
         return new
 
-    def step_between(self, new: Any, levels: Any) -> None:
+    def step_between(self, new: Scheduler, levels: Scheduler) -> None:
         step_ends_as_euler(new)
         super().step_between(new, levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords
 
@@ -17,16 +17,11 @@ class DPMpp3M(MultistepSolver):
     The scheduler is diffusers' ``DPMSolverMultistepScheduler``.
     """
 
+    scheduler_name: ClassVar[str] = "DPMSolverMultistepScheduler"
     name: ClassVar[str] = "dpmpp_3m"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("dpmpp_3m(num_inference_steps=20)", "dpmpp_3m(num_inference_steps=12)")
     highest_level: ClassVar[float | None] = 1.0
-
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import DPMSolverMultistepScheduler
-
-        return DPMSolverMultistepScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         own = {"algorithm_type": "dpmsolver++", "solver_order": 3, "solver_type": "midpoint"}

@@ -6,7 +6,7 @@ Its steps come in blocks of two, of which the second starts again from where the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords
 
@@ -20,18 +20,13 @@ class DPMppSingle(MultistepSolver):
     The scheduler is diffusers' ``DPMSolverSinglestepScheduler``.
     """
 
+    scheduler_name: ClassVar[str] = "DPMSolverSinglestepScheduler"
     name: ClassVar[str] = "dpmpp_single"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = (
         "dpmpp_single(num_inference_steps=20)",
         "dpmpp_single(num_inference_steps=12)",
     )
-
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import DPMSolverSinglestepScheduler
-
-        return DPMSolverSinglestepScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         own: Keywords = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}

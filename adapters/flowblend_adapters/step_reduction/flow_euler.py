@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords
 
@@ -17,15 +17,10 @@ class FlowEuler(Solver):
     Sample with Euler's method: diffusers' ``FlowMatchEulerDiscreteScheduler``.
     """
 
+    scheduler_name: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     name: ClassVar[str] = "flow_euler"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("flow_euler(num_inference_steps=20)", "flow_euler(num_inference_steps=12)")
-
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        return FlowMatchEulerDiscreteScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}

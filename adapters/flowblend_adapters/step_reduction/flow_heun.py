@@ -6,7 +6,7 @@ Every step but the last calls the denoiser twice, at its start and at its end: N
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords
 
@@ -20,15 +20,10 @@ class FlowHeun(Solver):
     Sample with Heun's method: diffusers' ``FlowMatchHeunDiscreteScheduler``.
     """
 
+    scheduler_name: ClassVar[str] = "FlowMatchHeunDiscreteScheduler"
     name: ClassVar[str] = "flow_heun"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("flow_heun(num_inference_steps=10)", "flow_heun(num_inference_steps=6)")
-
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import FlowMatchHeunDiscreteScheduler
-
-        return FlowMatchHeunDiscreteScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"shift": flow_shift}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
-from flowblend_plugins.types import Keywords, Scheduler
+from flowblend_plugins.types import DiffusersClass, Keywords, Scheduler
 
 # What a scheduler config says of the noise schedule that the denoiser is sampled on, with the value that says nothing.
 # A sampler that takes no such argument would ignore it in silence.
@@ -63,7 +62,7 @@ def flow_shift_of(scheduler: Scheduler) -> float:
     return 1.0
 
 
-def inherited_config(scheduler: Scheduler, new_class: Any) -> Keywords:
+def inherited_config(scheduler: Scheduler, new_class: DiffusersClass) -> Keywords:
     """Part of a scheduler's config that a scheduler of ``new_class`` is built with."""
     takes = inspect.signature(new_class.__init__).parameters
     same_class = type(scheduler).__name__ == new_class.__name__
@@ -76,7 +75,7 @@ def inherited_config(scheduler: Scheduler, new_class: Any) -> Keywords:
     return kept | {"_use_default_values": [key for key in left_at_default if key not in _TRAINED_ON]}
 
 
-def lost_noise_schedule(scheduler: Scheduler, new_class: Any) -> list[str]:
+def lost_noise_schedule(scheduler: Scheduler, new_class: DiffusersClass) -> list[str]:
     """Settings of a scheduler's noise schedule that ``new_class`` does not have, as ``"name=value"``."""
     has, config = inspect.signature(new_class.__init__).parameters, scheduler.config
     unknown = {field: neutral for field, neutral in _NEUTRAL.items() if field not in has}

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from flowblend_plugins.types import Scheduler
+from flowblend_plugins.types import DiffusersClass, Output, Scheduler
 
 from .solver_history import forget_solver_history
+
+if TYPE_CHECKING:  # listing plugins should not pay for torch
+    import torch
 
 
 def pin_sigmas(scheduler: Scheduler, sigmas: Sequence[float]) -> None:
@@ -24,10 +27,12 @@ def pin_sigmas(scheduler: Scheduler, sigmas: Sequence[float]) -> None:
     """
     import numpy as np
 
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     @functools.wraps(base.set_timesteps)  # pipelines read off its signature what it takes
-    def set_timesteps(self: Any, num_inference_steps: Any = None, device: object = None, **handed: Any) -> None:
+    def set_timesteps(
+        self: Scheduler, num_inference_steps: int | None = None, device: object = None, **handed: object
+    ) -> None:
         if self.pinned_sigmas is None:
             base.set_timesteps(self, num_inference_steps, device=device, **handed)
         else:
@@ -45,10 +50,10 @@ def finish_flow(scheduler: Scheduler) -> None:
     no length, so the noise of a whole step is left in the video (1/N of it, with N steps and no shift). Exactly 0
     divides by zero in their updates.
     """
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     @functools.wraps(base.set_timesteps)
-    def set_timesteps(self: Any, *args: object, **kwargs: object) -> None:
+    def set_timesteps(self: Scheduler, *args: object, **kwargs: object) -> None:
         base.set_timesteps(self, *args, **kwargs)
         self.sigmas[-1] = 1.0 / self.config.num_train_timesteps
 
@@ -61,13 +66,15 @@ def step_ends_as_euler(scheduler: Scheduler) -> None:
     DEIS works in sigma / (1 - sigma), which is infinite at the one end and has no logarithm at the other. A step of its
     first order is Euler's, whatever the levels.
     """
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Scheduler, model_output: Any, timestep: object, sample: Any, return_dict: bool = True) -> Any:
+    def step(
+        self: Scheduler, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, return_dict: bool = True
+    ) -> Output:
         if self.step_index is None:
             self._init_step_index(timestep)
-        index: Any = self.step_index
+        index = cast(int, self.step_index)
         sigma, following = self.sigmas[index], self.sigmas[index + 1]
         if sigma < 1.0 and following > 0.0:
             return base.step(self, model_output, timestep, sample, return_dict=return_dict)
@@ -83,10 +90,10 @@ def step_ends_as_euler(scheduler: Scheduler) -> None:
 
 def take_noise_from_call(scheduler: Scheduler) -> None:
     """Let a stochastic scheduler draw from ``scheduler.call_generator`` where a pipeline hands its ``step`` none."""
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Any, *args: object, **kwargs: object) -> Any:
+    def step(self: Scheduler, *args: object, **kwargs: object) -> Output:
         if kwargs.get("generator") is None:
             kwargs["generator"] = self.call_generator
         return base.step(self, *args, **kwargs)
@@ -95,19 +102,24 @@ def take_noise_from_call(scheduler: Scheduler) -> None:
     scheduler.call_generator = None
 
 
-def watch_steps(scheduler: Scheduler, see: Callable[[Any], None]) -> None:
+def watch_steps(scheduler: Scheduler, see: Callable[[torch.Tensor], None]) -> None:
     """Show every output that a pipeline hands to ``scheduler.step``: what its denoiser gave, after guidance."""
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     @functools.wraps(base.step)
-    def step(self: Any, model_output: Any, *args: object, **kwargs: object) -> Any:
+    def step(self: Scheduler, model_output: torch.Tensor, *args: object, **kwargs: object) -> Output:
         see(model_output)
         return base.step(self, model_output, *args, **kwargs)
 
     give(scheduler, step=step)
 
 
-def give(scheduler: Scheduler, **methods: Any) -> None:
+def class_of(scheduler: Scheduler) -> DiffusersClass:
+    """Class of a scheduler, with the methods that it has at run time."""
+    return cast(DiffusersClass, type(scheduler))
+
+
+def give(scheduler: Scheduler, **methods: object) -> None:
     """Put methods and class attributes over those of one scheduler's class."""
     base = type(scheduler)
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flowblend_plugins import StackError
-from flowblend_plugins.types import Scheduler
+from flowblend_plugins.types import DiffusersClass, Output, Scheduler
 
-from .own_scheduler import give
+from .own_scheduler import class_of, give
 from .solver_history import forget_solver_history
+
+if TYPE_CHECKING:  # listing plugins should not pay for torch
+    import torch
 
 _SAME = 1e-6  # noise levels closer than this are one, as in FlowMatchEulerDiscreteScheduler.step
 
@@ -27,11 +30,11 @@ class StartedTokens(NamedTuple):
     ``mask`` is of shape ``(batch, tokens)``.
     """
 
-    mask: Any
-    solver: Any
+    mask: torch.Tensor
+    solver: Scheduler
 
 
-def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0) -> None:
+def sample_at_levels_of(scheduler: Scheduler, levels: Scheduler, highest: float = 1.0) -> None:
     """Let a multistep scheduler step between the noise levels that another one sets.
 
     Args:
@@ -39,15 +42,15 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
         levels: a copy of the pipeline's own flow-matching sampler; it sets levels and never steps.
         highest: a first level above this one is lowered to it, for formulas that divide by ``1 - sigma``.
     """
-    base: Any = type(scheduler)
+    base = class_of(scheduler)
 
     def set_timesteps(
-        self: Any,
-        num_inference_steps: Any = None,
+        self: Scheduler,
+        num_inference_steps: int | None = None,
         device: object = None,
-        sigmas: Any = None,
-        mu: Any = None,
-        timesteps: Any = None,
+        sigmas: object = None,
+        mu: object = None,
+        timesteps: object = None,
     ) -> None:
         given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
         own = self.own_levels
@@ -66,15 +69,15 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
 
     @functools.wraps(base.step)
     def step(
-        self: Any,
-        model_output: Any,
+        self: Scheduler,
+        model_output: torch.Tensor,
         timestep: object,
-        sample: Any,
+        sample: torch.Tensor,
         *,
-        per_token_timesteps: Any = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-        **further: Any,
-    ) -> Any:
+        **further: object,
+    ) -> Output:
         if per_token_timesteps is None:
             return base.step(self, model_output, timestep, sample, return_dict=return_dict, **further)
         if self.step_index is None:
@@ -92,8 +95,13 @@ def sample_at_levels_of(scheduler: Scheduler, levels: Any, highest: float = 1.0)
 
 
 def _step_tokens(
-    base: Any, scheduler: Scheduler, velocity: Any, timestep: object, sample: Any, per_token_timesteps: Any
-) -> Any:
+    base: DiffusersClass,
+    scheduler: Scheduler,
+    velocity: torch.Tensor,
+    timestep: object,
+    sample: torch.Tensor,
+    per_token_timesteps: torch.Tensor,
+) -> torch.Tensor:
     """One step in which every token has the history of the steps since it was first denoised.
 
     Tokens that are still at their condition's own noise level do not move: the pipeline keeps what they were.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords, Scheduler
 
@@ -22,20 +22,15 @@ class SASolver(MultistepSolver):
     It adds noise in the middle of the trajectory, drawn from the generator of the call.
     """
 
+    scheduler_name: ClassVar[str] = "SASolverScheduler"
     name: ClassVar[str] = "sa_solver"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("sa_solver(num_inference_steps=20)", "sa_solver(num_inference_steps=12)")
 
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import SASolverScheduler
-
-        return SASolverScheduler
-
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return {"algorithm_type": "data_prediction"} | flow_settings(is_flow, flow_shift)
 
-    def build(self, scheduler: Scheduler) -> Any:
+    def build(self, scheduler: Scheduler) -> Scheduler:
         new = super().build(scheduler)
         if is_flow(new):
             finish_flow(new)

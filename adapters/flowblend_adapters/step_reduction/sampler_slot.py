@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
-from flowblend_plugins.types import Pipeline
+from flowblend_plugins.types import Pipeline, Scheduler
 
 
 @contextlib.contextmanager
-def sampler_in_place(pipe: Pipeline, sampler: Any) -> Iterator[None]:
+def sampler_in_place(pipe: Pipeline, sampler: Scheduler) -> Iterator[None]:
     """``sampler`` as the pipeline's scheduler, from entering until leaving; one that the user sets meanwhile stays."""
     scheduler, config = pipe.scheduler, pipe._internal_dict
     # register_modules also writes the new class into the pipeline's config, which is what save_pretrained saves.

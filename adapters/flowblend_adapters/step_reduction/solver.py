@@ -11,11 +11,11 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 from flowblend_plugins.pipelines.source import read_source
-from flowblend_plugins.types import Keywords, Pipeline, Scheduler
+from flowblend_plugins.types import DiffusersClass, Keywords, Pipeline, Scheduler
 
 from .attached_solver import AttachedSolver
 from .noise_schedule import flow_shift_of, inherited_config, is_flow, lost_noise_schedule
@@ -53,6 +53,9 @@ class Solver(Adapter):
 
     traits: ClassVar[AdapterTraits] = AdapterTraits(family=Family.STEP_REDUCTION, changes_timesteps=True)
 
+    scheduler_name: ClassVar[str]
+    """Name of the scheduler in diffusers that is this solver."""
+
     highest_level: ClassVar[float | None] = None
     """Of a solver that can step between noise levels that a pipeline sets (as LTX does): the highest to begin at."""
 
@@ -85,9 +88,11 @@ class Solver(Adapter):
         object.__setattr__(self, "num_inference_steps", len(sigmas))
 
     @classmethod
-    def scheduler_class(cls) -> Any:
+    def scheduler_class(cls) -> DiffusersClass:
         """The diffusers scheduler that is this solver."""
-        raise NotImplementedError
+        import diffusers
+
+        return getattr(diffusers, cls.scheduler_name)
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         """Settings of the new scheduler's config beyond the old one's.
@@ -127,7 +132,7 @@ class Solver(Adapter):
             self.step_between(new, levels)
         return new
 
-    def step_between(self, new: Any, levels: Any) -> None:
+    def step_between(self, new: Scheduler, levels: Scheduler) -> None:
         """Let the new scheduler step between the noise levels that ``levels`` sets."""
         assert self.highest_level is not None
         sample_at_levels_of(new, levels, self.highest_level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flowblend_plugins.types import Keywords
 
@@ -17,18 +17,13 @@ class UniPC(MultistepSolver):
     The scheduler is diffusers' ``UniPCMultistepScheduler``.
     """
 
+    scheduler_name: ClassVar[str] = "UniPCMultistepScheduler"
     name: ClassVar[str] = "unipc"
     page: ClassVar[str | None] = "docs/solvers/solvers.md"
     suggested: ClassVar[tuple[str, ...]] = ("unipc(num_inference_steps=16)", "unipc(num_inference_steps=10)")
     highest_level: ClassVar[float | None] = (
         1.0 - 1e-6
     )  # its corrector divides by log-SNRs; diffusers lowers the level so too
-
-    @classmethod
-    def scheduler_class(cls) -> Any:
-        from diffusers import UniPCMultistepScheduler
-
-        return UniPCMultistepScheduler
 
     def settings(self, is_flow: bool, flow_shift: float) -> Keywords:
         return flow_settings(is_flow, flow_shift)

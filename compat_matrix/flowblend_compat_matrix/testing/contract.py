@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.testing import AdapterContract
@@ -13,6 +13,9 @@ from flowblend_plugins.testing import AdapterContract
 from ..results.cells import CellSpec
 from ..results.verdicts import Observed, agrees
 from .embedded_bench import EmbeddedBench
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 EmbeddedBenches = Callable[[str], EmbeddedBench]
 
@@ -45,7 +48,9 @@ class EmbeddedPairContract(AdapterContract):
         assert agrees(declared, result.observed), f"declared {declared}, observed otherwise: {seen}"
         assert self.may_degrade or result.observed != Observed.DEGRADED.value, seen
 
-    def test_benchmark_beside_large_only(self, flowblend_embedded_bench: EmbeddedBenches, benchmark: Any) -> None:
+    def test_benchmark_beside_large_only(
+        self, flowblend_embedded_bench: EmbeddedBenches, benchmark: BenchmarkFixture
+    ) -> None:
         """Each round is timed beside large-only, so that a machine that slows down slows both."""
         embedded: EmbeddedBench = flowblend_embedded_bench(self.embedded_pair)
         bench, spec = embedded.bench, self._cell()

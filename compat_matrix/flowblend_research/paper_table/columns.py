@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from flowblend_adapters.distilled_samplers.own_levels import mix_levels
 from flowblend_compat_matrix.plugin import REFERENCE
 from flowblend_compat_matrix.results.cells import CellSpec
 from flowblend_plugins.schedule import DEFAULT_EARLY, DEFAULT_LATE, StageSchedule
+from flowblend_plugins.types import Scheduler
 
 CONTROL = "LLL"
 """The row that every other one of its column is compared with."""
@@ -70,7 +71,7 @@ def _large_levels(num_steps: int) -> list[float]:
     """Noise levels of the pair's own sampler, without the final 0."""
     from diffusers import UniPCMultistepScheduler
 
-    scheduler: Any = UniPCMultistepScheduler.from_pretrained(REFERENCE.large, subfolder="scheduler")
+    scheduler = cast(Scheduler, UniPCMultistepScheduler.from_pretrained(REFERENCE.large, subfolder="scheduler"))
     scheduler.set_timesteps(num_steps)
     return scheduler.sigmas[:-1].tolist()
 

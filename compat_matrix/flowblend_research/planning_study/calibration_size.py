@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from flowblend_adapters.blending.forecast.calibration import calibrate_forecast
 from flowblend_adapters.blending.forecast.check import noises_of, psnr_db, run_placed
 from flowblend_adapters.blending.forecast.moments import VelocityMoments
 from flowblend_adapters.blending.forecast.planning.plan import plan_front
+from flowblend_plugins.types import Keywords, KeywordsView
 
 from .pairs import CALIBRATION_SEED, FIRST_CALIBRATION_PROMPT, FIRST_PROMPT, SEED, calls_of, load_wan
 
@@ -22,7 +22,7 @@ CHECKING_RUNS = 1 + 1 / 4 + 1 / 3 + 1 / 2
 """Large-only and the three stacks that `calibrate forecast` checks, in large-only generations."""
 
 
-def study(num_prompts: int) -> list[dict[str, Any]]:
+def study(num_prompts: int) -> list[Keywords]:
     """A row for each size of calibration: PSNR to large-only of the stacks with 5, 7 and 9 large steps of 20.
 
     Args:
@@ -69,7 +69,7 @@ def study(num_prompts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_markdown(rows: Sequence[KeywordsView]) -> str:
     """The table of the docs page."""
     heads = " | ".join(f"{number} large steps" for number in NUM_LARGE)
     lines = [f"| prompts | steps | large steps run | {heads} |", "|" + "---|" * (3 + len(NUM_LARGE))]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from flowblend_adapters.blending.forecast.moments import VelocityMoments
 from flowblend_adapters.blending.forecast.planning.error_model import ErrorModel, solver_error
 from flowblend_adapters.blending.forecast.planning.plan import predicted_psnr_db
 from flowblend_adapters.blending.forecast.sampler import Sampler
+from flowblend_plugins.types import Scheduler
 
 from .pairs import CALIBRATION_SEED, FIRST_CALIBRATION_PROMPT, FIRST_PROMPT, PAIRS, SEED, calls_of
 
@@ -100,11 +100,11 @@ def summary(found: Sequence[Prediction]) -> dict[str, float]:
     }
 
 
-def _random_sampler(rng: np.random.Generator, scheduler: Any) -> tuple[str, int, Any]:
+def _random_sampler(rng: np.random.Generator, scheduler: Scheduler) -> tuple[str, int, Scheduler]:
     from flowblend_adapters.step_reduction.dpmpp_2m import DPMpp2M
     from flowblend_adapters.step_reduction.unipc import UniPC
 
-    solvers: Mapping[str, Any] = {"unipc": UniPC, "dpmpp_2m": DPMpp2M}
+    solvers = {"unipc": UniPC, "dpmpp_2m": DPMpp2M}
     name = str(rng.choice(sorted(solvers)))
     number, shift = int(rng.integers(8, 23)), float(rng.choice([1.0, 1.5, 2.0, 3.0]))
     new = solvers[name](num_inference_steps=number, flow_shift=shift).build(scheduler)

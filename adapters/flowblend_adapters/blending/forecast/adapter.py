@@ -19,7 +19,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.types import Output, Pipeline
@@ -139,7 +139,7 @@ class _Forecasting:
         self._said[step.branch] = [*said, own][-2:]
         return output
 
-    def _continued(self, step: StepContext, said: list[_Said]) -> Any:
+    def _continued(self, step: StepContext, said: list[_Said]) -> Output:
         last = said[-1]
         velocity = last.velocity.clone()  # a pipeline may write into what it is given
         if self._options.trend and len(said) > 1:
@@ -168,7 +168,7 @@ class FittedForecasting(_Forecasting):
             self._checked_generation = call.step.generation
         return super().flowblend_answer(call)
 
-    def _continued(self, step: StepContext, said: list[_Said]) -> Any:
+    def _continued(self, step: StepContext, said: list[_Said]) -> Output:
         import torch
 
         last = said[-1]

@@ -13,13 +13,14 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowblend_plugins import StackError, hookimpl
 from flowblend_plugins.api import enable
-from flowblend_plugins.types import KeywordsView, Pipeline
+from flowblend_plugins.types import KeywordsView, Output, Pipeline
 
 from ..residual import SMALL
 from .adapter import FittedForecasting, Forecast
@@ -29,11 +30,16 @@ from .planning.error_model import ErrorModel
 from .planning.plan import plan_front, predicted_psnr_db, schedule_of
 from .sampler import Sampler
 
+if TYPE_CHECKING:
+    import torch
+
+    from flowblend_plugins import DenoiserCall
+
 CHECKED_FRACTIONS = (1 / 4, 1 / 3, 1 / 2)
 """Shares of large steps in the computed stacks that are run."""
 GROWTHS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 MOST_DB = 99.0
-Noises = list[tuple[Any, Any]]
+Noises = list[tuple["torch.Generator", "torch.Tensor"]]
 
 
 def check_forecast(pipe: Pipeline, moments: VelocityMoments, *, calls: Sequence[KeywordsView]) -> VelocityMoments:
@@ -122,7 +128,7 @@ class _Watched(FittedForecasting):
         self._sampler: Sampler | None = None
 
     @hookimpl
-    def flowblend_answer(self, call: Any) -> Any:
+    def flowblend_answer(self, call: DenoiserCall) -> Output:
         step = call.step
         if self._sampler is None:
             self._sampler = Sampler.of(self._pipe.scheduler)
@@ -150,7 +156,7 @@ class _Watched(FittedForecasting):
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    video: Any
+    video: NDArray[np.float32]
     watched: _Watched
 
 
@@ -165,13 +171,13 @@ def run_placed(
     return Made(np.asarray(output.frames if hasattr(output, "frames") else output.images, np.float32), watched)
 
 
-def noises_of(generators: Any) -> Noises:
+def noises_of(generators: torch.Generator | Sequence[torch.Generator | None] | None) -> Noises:
     """Generators of a call with their states, so that every stack starts from the same noise."""
-    several = generators if isinstance(generators, (list, tuple)) else [generators]
+    several = generators if isinstance(generators, Sequence) else [generators]
     return [(one, one.get_state()) for one in several if one is not None]
 
 
-def psnr_db(video: Any, wanted: Any) -> float:
+def psnr_db(video: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     error = float(np.mean((video.astype(np.float64) - wanted) ** 2))
     return min(MOST_DB, -10.0 * math.log10(error)) if error > 0.0 else MOST_DB
 

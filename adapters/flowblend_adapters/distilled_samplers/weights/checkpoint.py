@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins import PairError, StackError
 from flowblend_plugins.types import Denoiser, Keywords, KeywordsView
@@ -55,7 +54,7 @@ def checkpoint_on(tensors: KeywordsView, denoiser: Denoiser) -> Iterator[None]:
         )
 
 
-def _merged_loras(denoiser: Denoiser) -> list[Any]:
+def _merged_loras(denoiser: Denoiser) -> list[list[str]]:
     return [module.merged_adapters[:] for module in denoiser.modules() if hasattr(module, "merged_adapters")]
 
 
@@ -153,7 +152,7 @@ def _refuse_quantised(source: str, letter: str, denoiser: Denoiser) -> None:
             )
 
 
-def _plain_class(denoiser: Denoiser) -> Any:
+def _plain_class(denoiser: Denoiser) -> type:
     """The denoiser's class as diffusers exports it, whatever was put over it."""
     import diffusers
 

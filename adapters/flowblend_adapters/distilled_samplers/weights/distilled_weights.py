@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from flowblend_plugins import AttachTarget, StackError
-from flowblend_plugins.types import Denoiser, Keywords
+from flowblend_plugins.types import Denoiser, Keywords, Pipeline
 
 from .checkpoint import checkpoint_on, read_checkpoint
 from .lora import Lora, check_lora_fits, is_lora_active, lora_on, read_lora, require_peft
@@ -137,7 +137,7 @@ def weights_on(weights: Mapping[str, DistilledWeights], target: AttachTarget, sc
 
 
 @contextlib.contextmanager
-def _fusing_refused(owner: Any) -> Iterator[None]:
+def _fusing_refused(owner: Pipeline | Denoiser) -> Iterator[None]:
     """A pipeline or denoiser whose ``fuse_lora`` and ``unfuse_lora`` raise.
 
     They would merge what is on for a while into the weights, or the user's own into weights that will be gone.

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from flowblend_plugins import StackError
 from flowblend_plugins.extras import how_to_install
-from flowblend_plugins.types import Denoiser, Keywords, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Keywords, Pipeline
 
 LORA_NAME = "flowblend_distilled"
 _PREFIX = "transformer."
@@ -206,15 +206,15 @@ class _LayersBefore:
         self.fused = ", ".join(dict.fromkeys(name for layer in layers for name in layer.merged_adapters))
         self._active = {layer: (layer._active_adapter, layer._disable_adapters) for layer in layers}
         self._as_left = dict(self._active)
-        self._digests: dict[Any, Any] = {}
+        self._digests: dict[Foreign, int | None] = {}
         self._requires_grad = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
         self._loaded = vars(denoiser).get("_hf_peft_config_loaded")
         self._had_config = hasattr(denoiser, "peft_config")
 
-    def _ours(self) -> Iterator[tuple[str, Any]]:
+    def _ours(self) -> Iterator[tuple[str, Foreign]]:
         for name, module in list(self._denoiser.named_modules()):
             if isinstance(module, self._layer_class) and LORA_NAME in getattr(module, "r", ()):
-                yield name, module
+                yield name, cast(Foreign, module)
 
     def activate(self, scale: float) -> None:
         """Use ours beside those that were active. diffusers leaves the one that was loaded last active alone."""
@@ -258,7 +258,7 @@ class _LayersBefore:
             parameter.requires_grad_(requires_grad)
         return is_changed
 
-    def _take_off(self, name: str, layer: Any) -> None:
+    def _take_off(self, name: str, layer: Foreign) -> None:
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names, *_UNDECLARED):
             kept = getattr(layer, attribute, None)
             if kept is not None and LORA_NAME in kept:
@@ -268,7 +268,7 @@ class _LayersBefore:
             self._denoiser.get_submodule(parent)._modules[child] = layer.base_layer
 
 
-def _digest(layer: Any) -> int | None:
+def _digest(layer: Foreign) -> int | None:
     """The sum of the bits, as integers, of the weight beneath a LoRA layer; ``None`` of one that is no plain tensor."""
     import torch
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError
-from flowblend_plugins.types import Denoiser, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import Probe
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 
 if TYPE_CHECKING:
+    from cache_dit import ForwardPattern
     from torch import nn
 
 CACHE_DIT_TRAITS = AdapterTraits(
@@ -103,7 +104,7 @@ class CacheDit(Adapter):
                 )
             yield steering
 
-    def _config(self) -> object:
+    def _config(self) -> Any:
         from cache_dit import DBCacheConfig
 
         return DBCacheConfig(
@@ -122,7 +123,7 @@ class CacheDit(Adapter):
 class _BlockList(NamedTuple):
     name: str
     blocks: nn.ModuleList
-    pattern: Any  # cache-dit's ForwardPattern: what a block takes and gives
+    pattern: ForwardPattern  # cache-dit's ForwardPattern: what a block takes and gives
 
 
 @contextlib.contextmanager
@@ -131,8 +132,8 @@ def own_cached_blocks(
     letter: str,
     target: AttachTarget,
     steering: CacheDitSteering,
-    config: Any,
-    calibrator_config: Any,
+    config: Foreign,
+    calibrator_config: Foreign | None,
     warmup_steps: int | None,
 ) -> Iterator[None]:
     """Let a denoiser run its blocks through cache-dit in every call of the blend, and in no other.
@@ -180,7 +181,9 @@ def own_cached_blocks(
             stand_ins[block_list.name] = nn.ModuleList([cached])
             probes |= undo.enter_context(probes_in_the_middle(block_list.name, block_list.blocks, config, target.trace))
         steering.at_end.append(undo.enter_context(_standing_in(denoiser, stand_ins, target)))
-        contexts = BranchContexts(manager, [block_list.name for block_list in _block_lists(known)], warmup_steps)
+        contexts = BranchContexts(
+            cast(Foreign, manager), [block_list.name for block_list in _block_lists(known)], warmup_steps
+        )
         is_predicting = calibrator_config is not None and calibrator_config.enable_calibrator
         undo.enter_context(steering.over(denoiser, letter, contexts, probes, is_predicting))
         yield
@@ -200,7 +203,7 @@ def _standing_in(
         if target.trace.step is not None:
             module._modules.update(stand_ins)
 
-    def put_back(*_: Any) -> None:
+    def put_back(*_: object) -> None:
         denoiser._modules.update(own)
 
     with contextlib.ExitStack() as undo:
@@ -258,17 +261,17 @@ def cache_dit_obstacles(
             )
 
 
-def _known_blocks(denoiser: Denoiser) -> Any | None:
+def _known_blocks(denoiser: Denoiser) -> Foreign | None:
     """cache-dit's own description of a denoiser's blocks (``BlockAdapter``), read without touching the denoiser."""
     from cache_dit import BlockAdapterRegister
 
     try:
-        return BlockAdapterRegister.get_adapter(denoiser, skip_post_init=True)
+        return cast(Foreign, BlockAdapterRegister.get_adapter(denoiser, skip_post_init=True))
     except (AssertionError, AttributeError):  # a class of the same first letters, but not the one it knows
         return None
 
 
-def _block_lists(known: Any) -> list[_BlockList]:
+def _block_lists(known: Foreign) -> list[_BlockList]:
     (denoiser,) = known.transformer if isinstance(known.transformer, list) else [known.transformer]
     lists = known.blocks if isinstance(known.blocks, list) else [known.blocks]
     patterns = known.forward_pattern if isinstance(known.forward_pattern, list) else [known.forward_pattern]

@@ -6,10 +6,10 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, StackError
-from flowblend_plugins.types import Denoiser, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, has_cache_dit
 from ..observed_calls import Probe
@@ -17,7 +17,7 @@ from .adapter import CACHE_DIT_TRAITS, cache_dit_obstacles, own_cached_blocks
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _steered(denoiser: Denoiser, letter: str, steering: CacheDitSteering) -> Ite
         yield
 
 
-def _cached_lists(denoiser: Denoiser) -> list[tuple[str, Any, Any]]:
+def _cached_lists(denoiser: Denoiser) -> list[tuple[str, nn.ModuleList, Foreign]]:
     """The lists of blocks that cache-dit runs: name, blocks, and the config, which it keeps on them."""
     return [
         (name, child, child.__dict__["_context_kwargs"]["cache_config"])
@@ -123,5 +123,5 @@ def adopt_cache_dit(pipe: Pipeline) -> Iterator[Adapter]:
         yield AdoptedCacheDit()
 
 
-def _is_cache_dits(forward: Any) -> bool:
+def _is_cache_dits(forward: object) -> bool:
     return isinstance(forward, functools.partial) and forward.func.__module__.partition(".")[0] == "cache_dit"

@@ -11,10 +11,10 @@ import copy
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import AttachTarget, hookimpl
-from flowblend_plugins.types import Denoiser, Keywords, Output
+from flowblend_plugins.types import Denoiser, Foreign, Keywords, Output
 
 from ..observed_calls import Probe, observed_calls
 
@@ -36,13 +36,13 @@ class BranchContexts:
         warmup_steps: steps that are always computed after the denoiser enters; ``None`` leaves it to the contexts.
     """
 
-    def __init__(self, manager: Any, names: Sequence[str], warmup_steps: int | None) -> None:
+    def __init__(self, manager: Foreign, names: Sequence[str], warmup_steps: int | None) -> None:
         self._manager = manager
         self._names = tuple(names)
         self._warmup_steps = warmup_steps
         self._found: Keywords = {}
-        self._current: Any = None
-        self._contexts: dict[tuple[str, _Branch], Any] = {}
+        self._current: Foreign | None = None
+        self._contexts: dict[tuple[str, _Branch], Foreign] = {}
         self._entered: StepContext | None = None
         self._at: tuple[int, int] | None = None
         self._calls_at_step: Counter[str | None] = Counter()
@@ -99,7 +99,7 @@ class BranchContexts:
         self._calls_at_step[step.branch] += 1
         return step.branch, self._calls_at_step[step.branch]
 
-    def _new_context(self, name: str) -> Any:
+    def _new_context(self, name: str) -> Foreign:
         settings = copy.deepcopy(self._found[name]._init_kwargs)
         settings["cache_config"].enable_separate_cfg = False
         if self._warmup_steps is not None:
@@ -108,7 +108,7 @@ class BranchContexts:
         self.settings = settings["cache_config"].strify()
         return self._manager.reset_context(name, **settings)
 
-    def _put(self, name: str, context: Any) -> None:
+    def _put(self, name: str, context: Foreign) -> None:
         self._manager._cached_context_manager[name] = context
 
     def _forget(self) -> None:
@@ -121,7 +121,7 @@ class BranchContexts:
 
 @contextlib.contextmanager
 def probes_in_the_middle(
-    name: str, blocks: nn.ModuleList, config: Any, trace: CallReporter
+    name: str, blocks: nn.ModuleList, config: Foreign, trace: CallReporter
 ) -> Iterator[dict[str, Probe]]:
     """Probes on the blocks of a list that cache-dit's config lets it reuse, by their names in the denoiser."""
     middle = range(config.Fn_compute_blocks, len(blocks) - config.Bn_compute_blocks)

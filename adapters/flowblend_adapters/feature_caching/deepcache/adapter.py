@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
-from flowblend_plugins.types import Denoiser, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import Probe, observed_calls
@@ -160,7 +160,7 @@ class _Steering:
         self._helpers: dict[str, SteeredHelper] = {}
 
     @contextlib.contextmanager
-    def over(self, helper: Any, unet: Denoiser, letter: str) -> Iterator[None]:
+    def over(self, helper: Foreign, unet: Denoiser, letter: str) -> Iterator[None]:
         """Steer one helper, whose wrappers are on ``unet``, and report what its calls really did."""
         steered = self._helpers[letter] = SteeredHelper(helper, self._warmup_steps)
         functions = helper.function_dict
@@ -210,7 +210,7 @@ def _own_helper(unet: Denoiser, letter: str, interval: int, branch: int, steerin
     helper.set_params(cache_interval=interval, cache_branch_id=branch)
     with restored_forwards(unet):
         helper.enable()
-        with steering.over(helper, unet, letter):
+        with steering.over(cast(Foreign, helper), unet, letter):
             yield
 
 

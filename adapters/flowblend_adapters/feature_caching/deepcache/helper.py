@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowblend_plugins import StackError
-from flowblend_plugins.types import Denoiser, Keywords
+from flowblend_plugins.types import Denoiser, Foreign, Keywords
 
 if TYPE_CHECKING:
     from flowblend_plugins import StepContext
@@ -17,7 +17,7 @@ Key = tuple[str, str, int, int]
 _MID_BLOCK: Key = ("mid", "mid_block", 0, 0)
 
 
-def find_helper(unet: Denoiser | None) -> Any | None:
+def find_helper(unet: Denoiser | None) -> Foreign | None:
     """The ``DeepCacheSDHelper`` that is enabled on a denoiser; ``None`` where there is none."""
     owner = _enclosed(getattr(unet, "mid_block", None)).get("self")
     is_helper = any(cls.__name__ == "DeepCacheSDHelper" for cls in type(owner).__mro__)
@@ -34,7 +34,7 @@ def names_by_key(unet: Denoiser) -> dict[Key, str]:
     return keys
 
 
-def _enclosed(module: Any) -> Keywords:
+def _enclosed(module: object) -> Keywords:
     """Closure of the forward that was put on a module; empty where none was put on it."""
     wrapper = getattr(module, "__dict__", {}).get("forward")
     code, cells = getattr(wrapper, "__code__", None), getattr(wrapper, "__closure__", None)
@@ -49,8 +49,8 @@ def _enclosed(module: Any) -> Keywords:
 class SteeredHelper:
     """One helper that is told where each call stands, in place of searching for its timestep."""
 
-    def __init__(self, helper: Any, warmup_steps: int) -> None:
-        self._helper = helper
+    def __init__(self, helper: Foreign, warmup_steps: int) -> None:
+        self._helper, self._own_rule = helper, helper.is_skip_step
         self._warmup_steps = warmup_steps
         self._entered: StepContext | None = None
         self._step: StepContext | None = None
@@ -93,7 +93,7 @@ class SteeredHelper:
             helper.start_timestep = step.step_index
         if entered is not None and step.step_index - entered.step_index < self._warmup_steps:
             return False
-        return type(helper).is_skip_step(helper, block_i, layer_i, blocktype)
+        return self._own_rule(block_i, layer_i, blocktype)
 
 
 @contextlib.contextmanager
@@ -115,8 +115,8 @@ def restored_forwards(unet: Denoiser) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def left_as_found(helper: Any) -> Iterator[None]:
-    found = {name: helper.__dict__.get(name) for name in ("cur_timestep", "start_timestep", "cached_output")}
+def left_as_found(helper: Foreign) -> Iterator[None]:
+    found: Keywords = {name: helper.__dict__.get(name) for name in ("cur_timestep", "start_timestep", "cached_output")}
     found["cached_output"] = dict(found["cached_output"])
     try:
         yield

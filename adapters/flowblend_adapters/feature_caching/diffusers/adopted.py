@@ -12,11 +12,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided, setting_of
-from flowblend_plugins.types import Denoiser, Keywords, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Keywords, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend
 from ..observed_calls import Probe, observed_calls
@@ -106,9 +106,9 @@ class AdoptedDiffusersCache(Adapter):
             )
 
     @contextlib.contextmanager
-    def attach(self, target: AttachTarget) -> Iterator[Any]:
+    def attach(self, target: AttachTarget) -> Iterator[object]:
         cached = {letter: d for letter, d in target.denoisers.items() if getattr(d, "is_cache_enabled", False)}
-        config = next(iter(cached.values()))._cache_config
+        config = cast(Foreign, next(iter(cached.values()))._cache_config)
         stages = StageEntries()
         with contextlib.ExitStack() as undo:
             if self.mirror:
@@ -143,7 +143,7 @@ def adopt_diffusers_cache(pipe: Pipeline) -> list[Adapter]:
 class _BranchGuard:
     """Refuses calls in which such a cache would answer one guidance branch from the other."""
 
-    def __init__(self, config: Any, branches_called_apart: bool | None, stages: StageEntries) -> None:
+    def __init__(self, config: Foreign, branches_called_apart: bool | None, stages: StageEntries) -> None:
         self._config = config
         self._branches_called_apart = branches_called_apart
         self._stages = stages
@@ -163,12 +163,12 @@ class _BranchGuard:
             )
 
 
-def _kind(config: Any) -> _NativeKind:
+def _kind(config: Foreign) -> _NativeKind:
     return _KINDS.get(type(config).__name__, _NativeKind())  # a cache of text alone skips no call
 
 
 @contextlib.contextmanager
-def _mirrored(letter: str, denoiser: Denoiser, config: Any, target: AttachTarget) -> Iterator[None]:
+def _mirrored(letter: str, denoiser: Denoiser, config: Foreign, target: AttachTarget) -> Iterator[None]:
     name, min_blocks = type(config).__name__, _kind(config).min_blocks
     found = len(transformer_blocks(denoiser))
     if found < min_blocks:
@@ -232,7 +232,7 @@ def _nothing(step: StepContext) -> None:
     pass
 
 
-def _mag_count(denoiser: Denoiser, config: Any) -> Callable[[StepContext], None]:
+def _mag_count(denoiser: Denoiser, config: Foreign) -> Callable[[StepContext], None]:
     """MagCache's own count of calls, set to the true step; by itself it starts again at the end of its ratios."""
     states = mag_states(denoiser)
 
@@ -246,14 +246,14 @@ def _probes_beneath(
     denoiser: Denoiser, hooks: tuple[str, ...], trace: CallReporter
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[Probe]]]:
     for name, module in denoiser.named_modules():
-        registry: Any = module.__dict__.get("_diffusers_hook")
+        registry: Foreign | None = module.__dict__.get("_diffusers_hook")
         if registry is not None:
             for hook in registry.hooks.keys() & {*hooks}:
                 yield name, _probe_beneath(module, registry.hooks[hook].fn_ref, trace)
 
 
 @contextlib.contextmanager
-def _probe_beneath(module: Any, reference: Any, trace: CallReporter) -> Iterator[Probe]:
+def _probe_beneath(module: Denoiser, reference: Foreign, trace: CallReporter) -> Iterator[Probe]:
     """A probe between a hook that is on already and what it hooks."""
     probe, forward = Probe(trace), reference.original_forward
     noted = probe.on(forward)

@@ -12,14 +12,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError, hookimpl
 from flowblend_plugins.contract.stack import is_guided
-from flowblend_plugins.types import Denoiser, Keywords, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Keywords, Pipeline
 
 from ..chosen_denoisers import choose_denoisers
-from .native_cache import BeforeCall, NativeCache
+from .native_cache import BeforeCall, NativeCache, StageEntries
 from .own_hooks import hooks_named
 from .pipeline_timestep import PipelineTimestep, check_timestep_range
 from .root_hook import kept_root_hook
@@ -99,10 +99,10 @@ class FasterCache(NativeCache):
         check_timestep_range("attention_timestep_range", self.attention_timestep_range)
         check_timestep_range("uncond_timestep_range", self.uncond_timestep_range)
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import FasterCacheConfig
 
-        timestep: Any = PipelineTimestep(self.name, letter, target)
+        timestep = PipelineTimestep(self.name, letter, target)
 
         names = {module: name for name, module in denoiser.named_modules()}
         skipped: dict[StepContext | None, set[str]] = {}
@@ -135,13 +135,13 @@ class FasterCache(NativeCache):
             high_frequency_weight_callback=high_frequency_weight,
             tensor_format=_latent_axes(denoiser) or "BCFHW",
             is_guidance_distilled=True,  # until a call says that it guides
-            current_timestep_callback=timestep,
+            current_timestep_callback=cast(Callable[[], int], timestep),
         )
 
     def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return ()  # the weights tell
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         from diffusers.hooks.faster_cache import _FASTER_CACHE_BLOCK_HOOK
 
         if not hooks_named(denoiser, _FASTER_CACHE_BLOCK_HOOK):
@@ -155,13 +155,15 @@ class FasterCache(NativeCache):
     def attach(self, target: AttachTarget) -> Iterator[_GenerationStart]:
         chosen = choose_denoisers(self.name, self.denoisers, target).values()
         with super().attach(target) as stages, contextlib.ExitStack() as undo:
-            yield _GenerationStart(stages, [undo.enter_context(_estimating(denoiser)) for denoiser in chosen])
+            yield _GenerationStart(
+                cast(StageEntries, stages), [undo.enter_context(_estimating(denoiser)) for denoiser in chosen]
+            )
 
 
 class _GenerationStart:
     """Takes part in the blend to tell the cache whether a generation guides, which no config can know before."""
 
-    def __init__(self, stages: Any, denoisers: Sequence[Callable[[bool], None]]) -> None:
+    def __init__(self, stages: StageEntries, denoisers: Sequence[Callable[[bool], None]]) -> None:
         self._stages = stages
         self._denoisers = denoisers
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family
-from flowblend_plugins.types import Denoiser
+from flowblend_plugins.types import Denoiser, Foreign
 
 from .native_cache import BeforeCall, NativeCache, transformer_blocks
 from .own_hooks import hooks_named
@@ -62,7 +62,7 @@ class FirstBlockCache(NativeCache):
 
         return FirstBlockCacheConfig(threshold=self.threshold)
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
         (leader,) = hooks_named(denoiser, _FBC_LEADER_BLOCK_HOOK)

@@ -11,16 +11,17 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family
-from flowblend_plugins.types import Denoiser
+from flowblend_plugins.types import Denoiser, Foreign
 
 from .mag_ratios import MagRatios
 from .native_cache import BeforeCall, NativeCache, transformer_blocks
 from .own_hooks import hooks_named
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from flowblend_plugins import StepContext
@@ -78,7 +79,7 @@ class MagCache(NativeCache):
             raise ValueError(f"retention_fraction={self.retention_fraction}: expected a fraction from 0 to 1")
 
     @contextlib.contextmanager
-    def attach(self, target: AttachTarget) -> Iterator[Any]:
+    def attach(self, target: AttachTarget) -> Iterator[object]:
         MagRatios.read(str(self.ratios))  # a file that cannot be read is told before anything is put on
         with super().attach(target) as stages:
             yield stages
@@ -98,7 +99,7 @@ class MagCache(NativeCache):
             mag_ratios=list(ratios),
         )
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         calibrated = config.mag_ratios
         states = mag_states(denoiser)
 
@@ -111,7 +112,7 @@ class MagCache(NativeCache):
 
         return before_call
 
-    def _stretched(self, calibrated: Any, step: StepContext) -> Any:
+    def _stretched(self, calibrated: torch.Tensor, step: StepContext) -> torch.Tensor:
         """The ratios for another number of steps, as diffusers stretches them: at each step the nearest one's."""
         from diffusers.hooks.mag_cache import nearest_interp
 
@@ -126,7 +127,7 @@ class MagCache(NativeCache):
         return nearest_interp(calibrated, step.num_inference_steps)
 
 
-def mag_states(denoiser: Denoiser) -> Any:
+def mag_states(denoiser: Denoiser) -> Foreign:
     """diffusers' state manager of the MagCache that is on a denoiser: ``get_state()`` is that of the open context."""
     from diffusers.hooks.mag_cache import _MAG_CACHE_LEADER_BLOCK_HOOK
 

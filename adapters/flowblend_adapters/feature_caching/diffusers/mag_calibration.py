@@ -6,13 +6,14 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import torch
 from diffusers import MagCacheConfig
 from torch import nn
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family, StackError
-from flowblend_plugins.api import enable
+from flowblend_plugins.api import DenoiserSource, enable
 from flowblend_plugins.files.measurement import config_facts
 from flowblend_plugins.pipelines.source import opens_cache_contexts
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
@@ -25,7 +26,7 @@ from .own_hooks import enabled_cache, restored_hooks
 
 def calibrate_mag_ratios(
     pipe: Pipeline,
-    small: Any = None,
+    small: DenoiserSource | None = None,
     *,
     calls: Sequence[KeywordsView],
     denoisers: Mapping[str, Denoiser] | None = None,
@@ -126,7 +127,7 @@ class _Calibrating(Adapter):
 
 
 @contextlib.contextmanager
-def _rewound(generator: Any) -> Iterator[None]:
+def _rewound(generator: torch.Generator | list[torch.Generator] | None) -> Iterator[None]:
     """Rewind a random generator, or a list of them, for the next generation."""
     generators = [] if generator is None else generator if isinstance(generator, list) else [generator]
     states = [one.get_state() for one in generators]

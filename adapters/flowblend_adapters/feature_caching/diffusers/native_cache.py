@@ -10,11 +10,11 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from flowblend_plugins import Adapter, AttachTarget, StackError, hookimpl
 from flowblend_plugins.pipelines.source import opens_cache_contexts
-from flowblend_plugins.types import Denoiser, Pipeline
+from flowblend_plugins.types import Denoiser, Foreign, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import observed_calls, probe_beneath
@@ -66,7 +66,7 @@ class NativeCache(Adapter):
         """
 
     @abc.abstractmethod
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         """The function that is called before every routed call of a denoiser that now has the cache.
 
         It is given where the call stands and whether it is in the warm-up, in which it must let the cache compute (and
@@ -82,7 +82,7 @@ class NativeCache(Adapter):
         return self.skipped_outcome  # type: ignore[return-value]
 
     @contextlib.contextmanager
-    def attach(self, target: AttachTarget) -> Iterator[Any]:
+    def attach(self, target: AttachTarget) -> Iterator[object]:
         chosen = choose_denoisers(self.name, self.denoisers, target)
         with caches_of_one_blend(self.name, chosen, target), self._on_all(chosen, target) as stages:
             yield stages
@@ -115,7 +115,7 @@ class NativeCache(Adapter):
             probes = [undo.enter_context(probe_beneath(module, target.trace)) for module in observed]
             names = {module: name for name, module in denoiser.named_modules()}
             undo.enter_context(enabled_cache(denoiser, config, target.trace))
-            steer = self.steered(denoiser, config)
+            steer = self.steered(denoiser, cast("Foreign", config))
 
             def before_call(step: StepContext) -> None:
                 steer(step, stages.steps_in_stage(step) < self.warmup_steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..uncompiled import uncompiled
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins.trace.reporter import CallReporter
-    from flowblend_plugins.types import Denoiser
+    from flowblend_plugins.types import Denoiser, Foreign, Output
 
 
-def hooks_named(denoiser: Denoiser, name: str) -> list[Any]:
+def hooks_named(denoiser: Denoiser, name: str) -> list[Foreign]:
     """diffusers' hooks of one name on the modules of a denoiser, in the order of its modules."""
     registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     hooks = [registry.get_hook(name) for registry in registries if registry is not None]
@@ -23,14 +23,14 @@ def hooks_named(denoiser: Denoiser, name: str) -> list[Any]:
 
 
 @contextlib.contextmanager
-def enabled_cache(denoiser: Any, config: Any, trace: CallReporter) -> Iterator[None]:
+def enabled_cache(denoiser: Denoiser, config: object, trace: CallReporter) -> Iterator[None]:
     """A cache on a denoiser for the generations of one blend, from entering until leaving.
 
     Calls of other pipelines on the same denoiser pass it by. Nothing is left on if putting it on fails halfway.
     """
     had = {id(registry): set(registry.hooks) for registry in _registries(denoiser)}
 
-    def added() -> list[tuple[Any, str]]:
+    def added() -> list[tuple[Foreign, str]]:
         return [
             (registry, name)
             for registry in _registries(denoiser)
@@ -53,7 +53,7 @@ def enabled_cache(denoiser: Any, config: Any, trace: CallReporter) -> Iterator[N
 
 
 @contextlib.contextmanager
-def restored_hooks(denoiser: Any) -> Iterator[None]:
+def restored_hooks(denoiser: Denoiser) -> Iterator[None]:
     """Take away, on leaving, the registries, forwards and attributes that a cache has left behind."""
     modules = list(denoiser.modules())
     had = [("_diffusers_hook" in module.__dict__, "forward" in module.__dict__) for module in modules]
@@ -75,12 +75,12 @@ def restored_hooks(denoiser: Any) -> Iterator[None]:
             registry.invalidate_child_registries_cache()
 
 
-def _registries(denoiser: nn.Module) -> list[Any]:
+def _registries(denoiser: Denoiser) -> list[Foreign]:
     registries = [module.__dict__.get("_diffusers_hook") for module in denoiser.modules()]
     return [registry for registry in registries if registry is not None]
 
 
-def _confine(hook: Any, trace: CallReporter) -> None:
+def _confine(hook: Foreign, trace: CallReporter) -> None:
     """Let a hook act in denoiser calls of the blend alone; nobody else sets its context or lets it forget.
 
     Another pipeline on the same denoiser opens contexts of its own, or none, and resets at the end of its call.
@@ -92,16 +92,16 @@ def _confine(hook: Any, trace: CallReporter) -> None:
     def acts() -> bool:
         return trace.step is not None
 
-    def pre_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def pre_forward(module: nn.Module, *args: object, **kwargs: object) -> Output:
         return before(module, *args, **kwargs) if acts() else (args, kwargs)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> Output:
         return (hooked if acts() else reference.original_forward)(*args, **kwargs)
 
-    def post_forward(module: nn.Module, output: Any) -> Any:
+    def post_forward(module: nn.Module, output: Output) -> Output:
         return after(module, output) if acts() else output
 
-    def reset_state(module: nn.Module) -> Any:
+    def reset_state(module: nn.Module) -> Output:
         return reset(module) if trace.is_routing else module
 
     reference.pre_forward = hook.pre_forward = pre_forward
@@ -114,10 +114,10 @@ def _confine(hook: Any, trace: CallReporter) -> None:
             _confine_contexts(states, trace)
 
 
-def _confine_contexts(states: Any, trace: CallReporter) -> None:
+def _confine_contexts(states: Foreign, trace: CallReporter) -> None:
     set_context = states.set_context
 
-    def set_own_context(context: Any) -> None:
+    def set_own_context(context: object) -> None:
         if trace.is_routing:
             set_context(context)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError
-from flowblend_plugins.types import Denoiser, Keywords
+from flowblend_plugins.types import Denoiser, Foreign, Keywords
 
 from .native_cache import BeforeCall, NativeCache
 from .pipeline_timestep import PipelineTimestep, check_timestep_range
@@ -92,7 +92,7 @@ class PyramidAttentionBroadcast(NativeCache):
         cached = [module for kind in KINDS if self._interval(kind) for module in _attention(denoiser, kind)]
         return list(dict.fromkeys(cached))
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         return config.current_timestep_callback.before_call
 
     def _interval(self, kind: str) -> int | None:
@@ -107,9 +107,9 @@ def _attention(denoiser: Denoiser, kind: str) -> list[nn.Module]:
     from diffusers.hooks import _common
 
     identifiers = getattr(_common, f"_{kind.upper()}_TRANSFORMER_BLOCK_IDENTIFIERS")
-    found: list[Any] = []
+    found: list[nn.Module] = []
     for name, module in denoiser.named_modules():
         is_known = isinstance(module, _common._ATTENTION_CLASSES) and any(re.search(i, name) for i in identifiers)
         if is_known and getattr(module, "is_cross_attention", False) == (kind == "cross"):
-            found.append(module)
+            found.append(cast("nn.Module", module))
     return found

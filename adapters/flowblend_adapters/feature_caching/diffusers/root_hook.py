@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from flowblend_plugins.types import Denoiser
+from flowblend_plugins.types import Denoiser, Foreign
 
 
 @contextlib.contextmanager
-def kept_root_hook(denoiser: Denoiser, hook: Any) -> Iterator[Callable[[], None]]:
+def kept_root_hook(denoiser: Denoiser, hook: Foreign) -> Iterator[Callable[[], None]]:
     """Enter it when the hook has been put on the denoiser, and leave it before the hook is taken off.
 
     Args:

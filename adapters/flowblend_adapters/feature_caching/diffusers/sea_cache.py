@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family
-from flowblend_plugins.types import Args, Denoiser, Keywords, Output, Pipeline
+from flowblend_plugins.types import Args, Denoiser, Foreign, Keywords, Output, Pipeline
 
 from .native_cache import BeforeCall, NativeCache, StageEntries, transformer_blocks
 
@@ -74,7 +74,7 @@ class SeaCache(NativeCache):
     def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)
 
-    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> Any:
+    def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import SeaCacheConfig
 
         return SeaCacheConfig(
@@ -87,7 +87,7 @@ class SeaCache(NativeCache):
             raw_vision_callback=video_latents,
         )
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         def before_call(step: StepContext, is_warming_up: bool) -> None:
             config.threshold = 0.0 if is_warming_up else self.threshold  # at or above it, a step is computed
 
@@ -135,7 +135,7 @@ def video_latents(denoiser: Denoiser, args: Args, kwargs: Keywords) -> list[torc
     return list(latents.transpose(1, 2).unflatten(2, extents).unbind(0))  # type: ignore[arg-type]
 
 
-def _root_hook(denoiser: Denoiser) -> Any:
+def _root_hook(denoiser: Denoiser) -> Foreign:
     from diffusers.hooks.sea_cache import _SEA_CACHE_ROOT_HOOK
 
     return denoiser._diffusers_hook.get_hook(_SEA_CACHE_ROOT_HOOK)
@@ -150,10 +150,10 @@ def _root_hook_beside_forward(denoiser: Denoiser) -> Iterator[None]:
     """
     root = _root_hook(denoiser)
 
-    def before(module: nn.Module, args: Any, kwargs: Keywords) -> None:
+    def before(module: nn.Module, args: Args, kwargs: Keywords) -> None:
         root.pre_forward(module, *args, **kwargs)
 
-    def after(module: nn.Module, args: Any, output: Output) -> None:
+    def after(module: nn.Module, args: object, output: Output) -> None:
         root.post_forward(module, output)
 
     denoiser.forward = root.fn_ref.forward

@@ -10,10 +10,10 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family, StackError
-from flowblend_plugins.types import Denoiser
+from flowblend_plugins.types import Denoiser, Foreign
 
 from .native_cache import BeforeCall, NativeCache, transformer_blocks
 from .own_hooks import hooks_named
@@ -115,7 +115,7 @@ class TaylorSeer(NativeCache):
             return [] if projection is None else [*transformer_blocks(denoiser), projection]
         return [module for name, module in denoiser.named_modules() if re.fullmatch(self._pattern, name)]
 
-    def steered(self, denoiser: Denoiser, config: Any) -> BeforeCall:
+    def steered(self, denoiser: Denoiser, config: Foreign) -> BeforeCall:
         from diffusers.hooks.taylorseer_cache import _TAYLORSEER_CACHE_HOOK
 
         hooks = hooks_named(denoiser, _TAYLORSEER_CACHE_HOOK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Denoiser, Pipeline
@@ -78,7 +78,7 @@ def is_patched(denoiser: Denoiser) -> bool:
     )
 
 
-def patched_denoisers(pipe: Pipeline) -> list[Any]:
+def patched_denoisers(pipe: Pipeline) -> list[Denoiser]:
     """Denoisers that the pipeline itself calls and that TeaCache has patched."""
     second = pipe.config.get("boundary_ratio") is not None
     slots = [slot for slot in _SLOTS if second or slot != "transformer_2"]

@@ -8,15 +8,15 @@ it is given, and the residual is added where it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import nn
 
 from flowblend_plugins import RoutingError
-from flowblend_plugins.types import Denoiser
+from flowblend_plugins.types import Args, Denoiser, Keywords, KeywordsView, Output
 
 from ..uncompiled import uncompiled
 from .published import TIME
@@ -26,9 +26,7 @@ from .signals import layout_of
 class StackController(Protocol):
     """Decides, and keeps what was computed."""
 
-    def entering(
-        self, block: nn.Module, arguments: Mapping[str, Any], time: torch.Tensor | None
-    ) -> bool | torch.Tensor:
+    def entering(self, block: nn.Module, arguments: KeywordsView, time: torch.Tensor | None) -> bool | torch.Tensor:
         """Before the first block: the residual to reuse; True to compute and be given it, False to only compute."""
         ...
 
@@ -69,7 +67,7 @@ class BlockStack:
             if self._tail is not None:
                 undo.callback(self._tail.register_forward_pre_hook(self._before_tail).remove)
             if TIME in self._signals:
-                embedder: Any = self._denoiser.condition_embedder
+                embedder = self._denoiser.condition_embedder
                 undo.callback(embedder.time_embedder.register_forward_hook(self._time_embedded).remove)
             yield
 
@@ -80,7 +78,7 @@ class BlockStack:
         tail = getattr(self._denoiser, self._layout.tail) if self._layout.tail else None
         return tail is self._tail and len(blocks) == len(self._blocks) and all(map(_is, blocks, self._blocks))
 
-    def call(self, base: Any, block: nn.Module, is_first: bool, is_last: bool, args: Any, kwargs: Any) -> Any:
+    def call(self, base: type, block: nn.Module, is_first: bool, is_last: bool, args: Args, kwargs: Keywords) -> Output:
         """Call of one transformer block."""
         if is_first:
             self._enter(block, args, kwargs)
@@ -93,7 +91,7 @@ class BlockStack:
         return output
 
     @uncompiled
-    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _enter(self, block: nn.Module, args: Args, kwargs: KeywordsView) -> None:
         arguments = dict(zip(self._layout.block_arguments, args, strict=False)) | dict(kwargs)
         decision = self._controller.entering(block, arguments, self._time)
         self._residual = decision if isinstance(decision, torch.Tensor) else None
@@ -124,7 +122,7 @@ class BlockStack:
             self._leave(args[0])
         return None
 
-    def _time_embedded(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def _time_embedded(self, module: nn.Module, args: object, output: torch.Tensor) -> None:
         self._time = output
 
     def _forget(self) -> None:
@@ -141,10 +139,10 @@ def _is(a: object, b: object) -> bool:
 def _stacked_class(base: type, stack: BlockStack, is_first: bool, is_last: bool) -> type:
     """A subclass of a block's class that nobody can tell from it by name, and that asks the stack."""
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: nn.Module, *args: object, **kwargs: object) -> Output:
         return stack.call(base, self, is_first, is_last, args, kwargs)
 
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+    def __reduce_ex__(self: nn.Module, protocol: object) -> NoReturn:
         raise RoutingError(
             f"a {base.__name__} with TeaCache on it cannot be pickled or deep-copied. Call disable() first, or use "
             "save_pretrained()."

@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from flowblend_plugins import FlowBlendError, StepContext
-from flowblend_plugins.api import enable
+from flowblend_plugins.api import DenoiserSource, enable
 from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
@@ -114,9 +113,9 @@ class ChangeRecorder:
 
 def record_changes(
     pipe: Pipeline,
-    small: Any,
+    small: DenoiserSource | None,
     letter: str,
-    generations: Sequence[Callable[[Any], Any]],
+    generations: Sequence[Callable[[Pipeline], None]],
     denoisers: Mapping[str, Denoiser] | None = None,
 ) -> tuple[nn.Module, list[Trajectory]]:
     """A denoiser, and its changes while it alone generates.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.files.measurement import MeasurementFile, config_facts
 from flowblend_plugins.types import Denoiser, JsonObject, JsonView, KeywordsView
@@ -85,7 +84,7 @@ def describe_denoiser(denoiser: Denoiser) -> JsonObject:
     return {"class": type(denoiser).__name__} | config_facts(denoiser)
 
 
-def fits_to_json(fits: Sequence[Fit], **about: Any) -> JsonObject:
+def fits_to_json(fits: Sequence[Fit], **about: object) -> JsonObject:
     return _FILE.envelope({**about, "fits": [fit.to_dict() for fit in fits]})
 
 

@@ -104,7 +104,7 @@ class PatchedState:
         self._denoisers: dict[int, PatchedDenoiser] = {}
 
     @contextmanager
-    def serving(self, letter: str, denoiser: Denoiser, source: Any | None) -> Iterator[None]:
+    def serving(self, letter: str, denoiser: Denoiser, source: Denoiser | None) -> Iterator[None]:
         """The patch of ``source`` on this denoiser; without a source it computes, even if its class is patched."""
         with ExitStack() as undo:
             undo.callback(_put_back, denoiser, {n: v for n, v in vars(denoiser).items() if _belongs(n)})
@@ -138,7 +138,7 @@ def _belongs(name: str) -> bool:
     return name in _SETTINGS or name.startswith(_PREFIXES)
 
 
-def _fresh(name: str) -> Any:
+def _fresh(name: str) -> bool | int | None:
     return 0 if name.startswith("accumulated_") else None if name.startswith("previous_") else True
 
 
@@ -155,7 +155,7 @@ def _put_back(denoiser: Denoiser, found: Keywords) -> None:
 
 
 @contextmanager
-def _lent_forward(letter: str, denoiser: Denoiser, source: Any) -> Iterator[None]:
+def _lent_forward(letter: str, denoiser: Denoiser, source: Denoiser) -> Iterator[None]:
     """The replaced ``forward`` of another denoiser of the same class, where that was replaced on the instance."""
     plain: Any = type(denoiser)
     if (plain.__module__, plain.__qualname__) != (type(source).__module__, type(source).__qualname__):
@@ -181,13 +181,13 @@ def _lent_forward(letter: str, denoiser: Denoiser, source: Any) -> Iterator[None
             del denoiser.__dict__["forward"]
 
 
-def _own_forward(source: Any) -> Callable[..., Any] | None:
+def _own_forward(source: Denoiser) -> Callable[..., Output] | None:
     """Set the function that stands in for ``forward`` on the instance, below offloading's wrapper."""
     forward = vars(source).get("_old_forward", vars(source).get("forward"))
     if forward is None:
         return None
     if inspect.ismethod(forward) and forward.__self__ is source:
-        return None if forward.__func__ is type(source).forward else forward.__func__
+        return None if forward.__func__ is getattr(type(source), "forward", None) else forward.__func__
     raise StackError(
         "'adopted_teacache': mirror=True, but the forward that was set on the patched denoiser is no method of it, so "
         "it cannot be put on another. Set it with forward.__get__(denoiser), or leave mirror out."

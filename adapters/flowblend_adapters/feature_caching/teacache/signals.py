@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +45,7 @@ def _time(block: nn.Module, arguments: Arguments, time: torch.Tensor | None) -> 
     return time
 
 
-def _modulated_input(block: Any, arguments: Arguments, time: torch.Tensor | None) -> torch.Tensor:
+def _modulated_input(block: Denoiser, arguments: Arguments, time: torch.Tensor | None) -> torch.Tensor:
     """LTX: what the first block's self-attention sees, norm(x) (1 + scale) + shift, (batch, tokens, width)."""
     hidden_states, temb, table = arguments["hidden_states"], arguments["temb"], block.scale_shift_table
     if table.is_meta:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flowblend_plugins import StackError
 from flowblend_plugins.files.measurement import config_facts
@@ -80,7 +80,7 @@ def _watched(pipe: Pipeline) -> Iterator[list[torch.Tensor]]:
         pipe.__dict__.update(scheduler=scheduler, _internal_dict=config)
 
 
-def _gram(velocities: Sequence[torch.Tensor]) -> Any:
+def _gram(velocities: Sequence[torch.Tensor]) -> NDArray[np.float64]:
     """Inner products ``[N, N]``, per value of the video, so that no video counts for more by its size."""
     rows = torch.stack([velocity.flatten() for velocity in velocities]).double()
     return (rows @ rows.T / rows.shape[1]).numpy()

@@ -11,15 +11,14 @@ of a run, and runs of several prompts are added up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
 
-def select_levels(sigmas: Sequence[float], gram: Any, num_steps: Sequence[int]) -> dict[int, list[int]]:
+def select_levels(sigmas: Sequence[float], gram: ArrayLike, num_steps: Sequence[int]) -> dict[int, list[int]]:
     """Indices into ``sigmas`` to sample at, for each number of steps, with the least summed error of the steps.
 
     Args:
@@ -46,7 +45,7 @@ def select_levels(sigmas: Sequence[float], gram: Any, num_steps: Sequence[int]) 
     return {count: _path(came_from[:count], num_dense) for count in num_steps}
 
 
-def step_errors(sigmas: Sequence[float], gram: Any) -> Array:
+def step_errors(sigmas: Sequence[float], gram: ArrayLike) -> Array:
     """Error of an Euler step from level k to j against the dense run: ``[N, N + 1]``, infinite for j <= k.
 
     Args:

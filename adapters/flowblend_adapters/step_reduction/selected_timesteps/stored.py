@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowblend_plugins.files.measurement import MeasurementFile, denoiser_differences
 from flowblend_plugins.types import Denoiser, JsonObject, JsonView
@@ -94,7 +93,7 @@ _FILE = MeasurementFile(
 )
 
 
-def _read_sigmas(count: str, values: Any) -> tuple[float, ...]:
+def _read_sigmas(count: str, values: Iterable[float]) -> tuple[float, ...]:
     sigmas = tuple(float(value) for value in values)
     falling = all(a > b for a, b in itertools.pairwise(sigmas))
     if len(sigmas) != int(count) or not falling or not 0.0 < sigmas[-1] <= sigmas[0] <= 1.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Trajectories:
 
 def teacher_scheduler(pair: ReferencePair) -> UniPCMultistepScheduler:
     """The pair's own sampler, at three steps a window."""
-    scheduler: Any = UniPCMultistepScheduler.from_config(pair.pipeline.scheduler.config)
+    scheduler = cast(UniPCMultistepScheduler, UniPCMultistepScheduler.from_config(pair.pipeline.scheduler.config))
     scheduler.set_timesteps(NUM_WINDOWS * STEPS_PER_WINDOW)
     return scheduler
 

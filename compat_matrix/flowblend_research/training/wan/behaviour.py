@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +62,7 @@ STEPS: int = CALL_DEFAULTS["num_inference_steps"]
 REUSE_EVERY = 3
 
 
-def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call: Any) -> Videos:
+def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call: object) -> Videos:
     """One video for each caption, ``[N, F, H, W, 3]``; video ``i`` starts from the noise of seed ``seed + i``.
 
     The pipeline is called as it stands, so whatever is enabled on it takes part. ``call`` goes over the pair's
@@ -81,7 +80,7 @@ def generate(pair: ReferencePair, captions: list[Caption], seed: int = 0, **call
     return np.concatenate(parts)
 
 
-def blended(pair: ReferencePair, captions: list[Caption], schedule: str, **call: Any) -> tuple[Videos, int, int]:
+def blended(pair: ReferencePair, captions: list[Caption], schedule: str, **call: int) -> tuple[Videos, int, int]:
     """One video for each caption under a schedule, and how many steps each denoiser answers."""
     with flowblend_plugins.enable(pair.pipeline, small=pair.small, schedule=schedule, early=EARLY, late=LATE) as blend:
         videos = generate(pair, captions, **call)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from flowblend_plugins.types import Keywords
 from ..moments import VelocityMoments
 from .plan import Budget, Plan, PlannedStack
 from .plan import plan as compute
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FILE_NAME = "plan.json"
 PLOT_NAME = "plan.png"
@@ -205,7 +208,7 @@ def _steps(stack: PlannedStack) -> list[tuple[Sequence[str], bool]]:
     ]
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> Any:
+def _table(title: str, heads: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
