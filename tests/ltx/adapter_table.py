@@ -1,5 +1,7 @@
 """Write the table of every adapter on every LTX pipeline into docs/ltx.md: ``python -m tests.ltx.adapter_table``.
 
+With names after it, only the rows of these adapters are measured again.
+
 An adapter is right on a pipeline where it passes three oracles: with the small denoiser alone it gives bit for bit what
 it gives on a pipeline built on that denoiser; a second generation under LSL is the first; after ``disable()`` the
 pipeline gives bit for bit what it gave before.
@@ -8,6 +10,7 @@ pipeline gives bit for bit what it gave before.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +98,21 @@ def _reason(text: str, name: str) -> str:
     return first.replace("|", "/").rstrip(".")
 
 
-def table() -> str:
-    """The table in Markdown."""
-    lines = [f"| adapter | {' | '.join(f'`{name}`' for name in PIPELINES)} |", "|---" * (len(PIPELINES) + 1) + "|"]
-    for name in adapter_names():
-        lines.append(f"| `{name}` | {' | '.join(cell(name, family) for family in PIPELINES.values())} |")
-    return "\n".join(lines)
+def rows() -> dict[str, list[str]]:
+    """Rows of the page: an adapter's name to its cells."""
+    lines = re.findall(r"^\| (`\w+` \| .*) \|$", PAGE.read_text(encoding="utf-8").partition(_BEGIN)[2], re.M)
+    cells = [[part.strip() for part in line.split(" | ")] for line in lines]
+    return {name.strip("`"): row for name, *row in cells}
 
 
 def main() -> None:
+    """Measure the named adapters, or all of them, and write their rows."""
+    kept, names = rows(), sys.argv[1:] or adapter_names()
+    kept |= {name: [cell(name, family) for family in PIPELINES.values()] for name in names}
+    lines = [f"| adapter | {' | '.join(f'`{name}`' for name in PIPELINES)} |", "|---" * (len(PIPELINES) + 1) + "|"]
+    lines += [f"| `{name}` | {' | '.join(kept[name])} |" for name in adapter_names()]
     text = PAGE.read_text(encoding="utf-8")
-    made = f"{_BEGIN}\n\n{table()}\n\n{_END}"
+    made = "\n\n".join((_BEGIN, "\n".join(lines), _END))
     PAGE.write_text(re.sub(f"{_BEGIN}.*?{_END}", lambda _: made, text, flags=re.S), encoding="utf-8")
 
 

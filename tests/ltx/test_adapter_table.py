@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from tests.ltx.adapter_table import PAGE, PIPELINES, adapter_names, cell
+from tests.ltx.adapter_table import PIPELINES, adapter_names, cell, rows
 
-ROWS = {
-    cells[0].strip("`"): cells[1:]
-    for line in re.findall(
-        r"^\| (`\w+` \| .*) \|$", PAGE.read_text(encoding="utf-8").partition("adapter_table.py -->")[2], re.M
-    )
-    if (cells := [part.strip() for part in line.split(" | ")])
-}
+ROWS = rows()
 
 
 def test_every_adapter_has_a_row() -> None:
-    assert sorted(ROWS) == adapter_names()
+    assert sorted(ROWS) == adapter_names(), "run python -m tests.ltx.adapter_table NAME"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
