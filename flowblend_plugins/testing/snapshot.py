@@ -1,67 +1,96 @@
-"""Snapshot of a pipeline or denoiser, to be compared with its later state."""
+"""Snapshot of a pipeline and its denoisers, to be compared with their later state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 from dataclasses import dataclass
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 from ..types import JsonObject, JsonView, Keywords, Pipeline
 
 
-def describe_module(module: nn.Module, name: str) -> tuple[Keywords, dict[str, torch.Tensor]]:
-    """Attributes, class and hooks of every module under ``module``, and a copy of its parameters and buffers."""
-    facts: JsonObject = {}
-    for path, part in module.named_modules(prefix=name):
-        own = {k for k in vars(part) if k not in ("_parameters", "_buffers", "_modules")}
-        facts[f"{path} attributes"] = own | {("forward", id(part.__dict__.get("forward")))}
-        facts[f"{path} class"] = type(part).__qualname__, id(type(part))
-        facts[f"{path} hooks"] = (tuple(part._forward_hooks), tuple(part._forward_pre_hooks))
-    return facts, {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
+def snapshot(pipe: Pipeline, *further: nn.Module, addresses: bool = True) -> Keywords:
+    """Classes, components, config, scheduler, hooks, attributes and every tensor of a pipeline, by their names.
+
+    Args:
+        pipe: a diffusers pipeline.
+        further: denoisers that are (or were) blended into it.
+        addresses: whether a tensor's place in memory counts; offloading moves tensors in every generation.
+    """
+    state: Keywords = {
+        "class": (type(pipe), id(type(pipe))),  # a stand-in is equal to the class that it stands in for
+        "class attributes": sorted(vars(type(pipe))),
+        "call": type(pipe).__call__,
+        "attributes": sorted(vars(pipe)),
+        "config": dict(pipe.config),
+        "scheduler": (id(pipe.scheduler), type(pipe.scheduler), dict(pipe.scheduler.config)),
+    }
+    for name, component in pipe.components.items():
+        state[f"component {name}"] = id(component)
+    for root, module in _modules(pipe, *further).items():
+        state[f"{root}: class attributes"] = sorted(vars(type(module)))
+        for name, submodule in module.named_modules():
+            state |= {f"{root}.{name}: {what}": value for what, value in _module_state(submodule).items()}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            state[f"{root}.{name}: tensor"] = _tensor_state(tensor)[0 if addresses else 2 :]
+    return state
 
 
 @dataclass(frozen=True)
 class PipelineSnapshot:
-    """Snapshot of a pipeline, taken before ``enable()`` and compared after ``disable()``."""
+    """Snapshot of a pipeline, taken before ``enable()`` and compared after ``disable()``.
+
+    Tensors may have moved in memory; else it holds what :func:`snapshot` does, and the values of the pipeline's
+    attributes and which forwards and hooks its modules have.
+    """
 
     facts: JsonView
-    tensors: Mapping[str, torch.Tensor]
+    further: tuple[nn.Module, ...] = ()
 
     @classmethod
-    def of(cls, pipe: Pipeline) -> PipelineSnapshot:
-        facts: JsonObject = {"class": (type(pipe).__qualname__, id(type(pipe))), "config": dict(pipe.config)}
+    def of(cls, pipe: Pipeline, *further: nn.Module) -> PipelineSnapshot:
+        """Snapshot of the pipeline as it is now, and of denoisers that will be blended into it."""
+        facts: JsonObject = snapshot(pipe, *further, addresses=False)
+        del facts["attributes"]  # each of them is a fact of its own here
         for name, value in vars(pipe).items():
             if isinstance(value, torch.Tensor):
-                continue
-            is_plain = value is None or isinstance(value, (bool, int, float, str, dict))
-            facts[f"attribute {name}"] = value if is_plain else id(value)
-        tensors = {f"attribute {k}": v.clone() for k, v in vars(pipe).items() if isinstance(v, torch.Tensor)}
-        for name, component in pipe.components.items():
-            facts |= {f"{name} class": type(component), f"{name} identity": id(component)}
-            if isinstance(component, nn.Module):
-                of_module, of_state = describe_module(component, name)
-                facts |= of_module
-                tensors |= of_state
-            elif hasattr(component, "config"):
-                facts[f"{name} config"] = dict(component.config)
-        return cls(facts, tensors)
+                facts[f"attribute {name}"] = _tensor_state(value)[2:]
+            else:
+                is_plain = value is None or isinstance(value, (bool, int, float, str, dict))
+                facts[f"attribute {name}"] = value if is_plain else id(value)
+        for root, module in _modules(pipe, *further).items():
+            for name, part in module.named_modules():
+                facts[f"{root}.{name}: forward"] = id(part.__dict__.get("forward"))
+                facts[f"{root}.{name}: hooks"] = tuple(part._forward_hooks), tuple(part._forward_pre_hooks)
+        return cls(facts, further)
 
     def differences(self, pipe: Pipeline) -> list[str]:
-        """Differences of the pipeline from the snapshot, in words; empty if there are none."""
-        return self.differences_to(PipelineSnapshot.of(pipe))
-
-    def differences_to(self, now: PipelineSnapshot) -> list[str]:
-        """The same, of a snapshot that was taken later."""
-        found = [f for f in sorted(self.facts.keys() | now.facts.keys()) if self.facts.get(f) != now.facts.get(f)]
-        for name in sorted(self.tensors.keys() | now.tensors.keys()):
-            before, after = self.tensors.get(name), now.tensors.get(name)
-            if before is None or after is None or not torch.equal(before, after):
-                found.append(f"tensor {name}")
-        return found
+        """Names of what differs from the snapshot in the pipeline; empty if nothing does."""
+        now = PipelineSnapshot.of(pipe, *self.further).facts
+        return [name for name in sorted(self.facts.keys() | now.keys()) if self.facts.get(name) != now.get(name)]
 
 
-def snapshot_of_denoiser(denoiser: nn.Module) -> PipelineSnapshot:
-    """Take a snapshot of a denoiser that belongs to no pipeline."""
-    return PipelineSnapshot(*describe_module(denoiser, "small denoiser"))
+def _modules(pipe: Pipeline, *further: nn.Module) -> dict[str, nn.Module]:
+    modules = {f"further[{number}]": module for number, module in enumerate(further)}
+    return modules | {name: one for name, one in pipe.components.items() if isinstance(one, nn.Module)}
+
+
+def _module_state(module: nn.Module) -> Keywords:
+    registry = module.__dict__.get("_diffusers_hook")
+    return {
+        "class": (id(module), type(module), id(type(module))),
+        "attributes": sorted(module.__dict__),
+        "diffusers hooks": None if registry is None else {name: type(hook) for name, hook in registry.hooks.items()},
+        "torch hooks": {name: len(hooks) for name, hooks in module.__dict__.items() if name.endswith("_hooks")},
+        "training": module.training,
+        "config": dict(module.config) if isinstance(module, ConfigMixin) else None,
+    }
+
+
+def _tensor_state(tensor: torch.Tensor) -> tuple[object, ...]:
+    data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1)
+    digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    return tensor.data_ptr(), id(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, digest

@@ -30,8 +30,8 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import STABLE_DIFFUSION
-from tests.exactness.snapshot import snapshot
 
 SCHEDULE = "L:3,S:3,L:2"
 

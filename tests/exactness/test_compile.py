@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, Family
-from tests.exactness.snapshot import snapshot
 
 BOTH = [FAMILIES["wan"], FAMILIES["ltx"]]
 both = pytest.mark.parametrize("family", BOTH, ids=lambda family: family.name)

@@ -10,9 +10,9 @@ from diffusers import WanPipeline
 
 import flowblend_plugins as fb
 from flowblend_plugins.testing import tiny_ltx_denoiser, tiny_wan_denoiser
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.oracles import swapped, wan_by_hand
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO, text
-from tests.exactness.snapshot import snapshot
 
 WAN = FAMILIES["wan"]
 

@@ -13,10 +13,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.alignment import place
 from tests.exactness.oracles import swapped
 from tests.exactness.pipelines import FAMILIES, SKYREELS, STABLE_DIFFUSION, UNETS, Family
-from tests.exactness.snapshot import snapshot
 
 SOME = [FAMILIES["wan"], FAMILIES["ltx"], FAMILIES["mochi"], STABLE_DIFFUSION]
 EVERY = [*FAMILIES.values(), SKYREELS, *UNETS]

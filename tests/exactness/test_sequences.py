@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.oracles import swapped
 from tests.exactness.pipelines import FAMILIES
-from tests.exactness.snapshot import snapshot
 from tests.exactness.test_undo import Stumble, stumble_at_call
 
 WAN = FAMILIES["wan"]

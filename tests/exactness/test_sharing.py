@@ -10,8 +10,8 @@ import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline, WanPipeline
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION, skyreels
-from tests.exactness.snapshot import snapshot
 
 WAN = FAMILIES["wan"]
 

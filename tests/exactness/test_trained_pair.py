@@ -15,7 +15,7 @@ from diffusers import (
 
 import flowblend_plugins as fb
 from flowblend_compat_matrix.reference import CALL_DEFAULTS, ReferencePair, evaluation_captions, load_pair
-from tests.exactness.snapshot import snapshot
+from flowblend_plugins.testing.snapshot import snapshot
 
 STEPS = 10
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

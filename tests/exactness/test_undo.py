@@ -13,9 +13,9 @@ import torch
 import flowblend_plugins as fb
 from flowblend_plugins.contract.traits import Family
 from flowblend_plugins.testing import tiny_wan_denoiser
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, SCHEDULERS, SKYREELS, UNETS
 from tests.exactness.pipelines import Family as PipelineFamily
-from tests.exactness.snapshot import snapshot
 
 ALL = {family.name: family for family in (*FAMILIES.values(), SKYREELS, *UNETS)}
 everywhere = pytest.mark.parametrize("family", ALL.values(), ids=ALL)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION, Family
-from tests.exactness.snapshot import snapshot
 from tests.sharing.caches import CACHES, Cache
 
 ORDERS = pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first in first out", "last in first out"])

@@ -21,8 +21,8 @@ from diffusers import (
 from torch import nn
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, STABLE_DIFFUSION, VIDEO_TO_VIDEO, Family
-from tests.exactness.snapshot import snapshot
 from tests.exactness.test_placement import offload_models
 
 HERE = {family.name: family for family in (FAMILIES["wan"], FAMILIES["ltx"], STABLE_DIFFUSION)}

@@ -11,8 +11,8 @@ import torch
 from diffusers.callbacks import PipelineCallback
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO
-from tests.exactness.snapshot import snapshot
 from tests.sharing.caches import Cache
 
 SCHEDULE = "L:3,S:3,L:2"

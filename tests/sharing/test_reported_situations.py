@@ -13,8 +13,8 @@ from diffusers.callbacks import SDCFGCutoffCallback
 
 import flowblend_plugins as fb
 from flowblend_adapters.step_reduction.dpmpp_single import DPMppSingle
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import FAMILIES, SCHEDULERS, STABLE_DIFFUSION, VIDEO_TO_VIDEO, Family, text
-from tests.exactness.snapshot import snapshot
 from tests.exactness.test_many_denoisers import two_experts
 from tests.exactness.test_placement import add_lora, offload_models
 from tests.sharing.caches import LTX, WAN

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import flowblend_plugins as fb
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.exactness.pipelines import Family
-from tests.exactness.snapshot import snapshot
 from tests.soak.stacks import SCHEDULES, WORLDS, random_stack
 
 STEPS = 5

@@ -182,7 +182,12 @@ class NativeCacheContract(AdapterContract):
         with self.blended(pipe):
             for _ in range(3):
                 assert torch.equal(generate(pipe, **self.call), expected)
-        afresh = ("attributes", "_all_hooks", "_offload_device")  # offloading is put on again, with new objects
+        afresh = (
+            "attributes",
+            "forward",
+            "_all_hooks",
+            "_offload_device",
+        )  # offloading is put on again, with new objects
         assert [found for found in before.differences(pipe) if not found.endswith(afresh)] == []
         assert not any(hasattr(module, "_diffusers_hook") for module in blocks_of(pipe.transformer).modules())
 

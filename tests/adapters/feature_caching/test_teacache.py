@@ -36,9 +36,9 @@ from flowblend_plugins.testing import (
     tiny_wan_denoiser,
     tiny_wan_pipeline,
 )
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.adapters.feature_caching.teacache_by_hand import IDENTITY, patched, patched_class
 from tests.exactness.pipelines import FAMILIES, VIDEO_TO_VIDEO, Family
-from tests.exactness.snapshot import snapshot
 from tests.exactness.test_undo import Stumble, stumble_at_call
 
 

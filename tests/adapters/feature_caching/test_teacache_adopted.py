@@ -11,9 +11,9 @@ import torch
 
 import flowblend_plugins as fb
 from flowblend_adapters.feature_caching.teacache.adopted import AdoptedTeaCache
+from flowblend_plugins.testing.snapshot import snapshot
 from tests.adapters.feature_caching.teacache_by_hand import patch_instance, patched, patched_class
 from tests.exactness.pipelines import FAMILIES, Family
-from tests.exactness.snapshot import snapshot
 from tests.exactness.test_undo import Stumble, stumble_at_call
 
 # (family, threshold, retention): some of ten steps are reused and some are not
