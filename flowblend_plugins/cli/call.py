@@ -18,6 +18,8 @@ from ..types import Keywords, Output, Pipeline
 if TYPE_CHECKING:
     from rich import progress as bars
 
+    from ..calibration.similarity import Video
+
 
 def generate(pipeline: Pipeline, arguments: Keywords, seed: int, progress: Progress, what: str = "preparing") -> Output:
     """Call the pipeline, with a progress bar; ``what`` stands beside it until a blended denoiser is called.
@@ -50,7 +52,7 @@ def refuse_unknown_arguments(pipeline: Pipeline, names: Iterable[str]) -> None:
         raise UsageError(f"{type(pipeline).__name__} does not take {options}. Leave it out.")
 
 
-def write_output(pixels: Any, path: Path, fps: float) -> None:
+def write_output(pixels: Video, path: Path, fps: float) -> None:
     """Write a video ``[F, H, W, 3]``, or a still ``[H, W, 3]``."""
     from ..files.video import write_mp4, write_png
 

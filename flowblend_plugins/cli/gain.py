@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import FlopCountError
 
 if TYPE_CHECKING:  # which loads torch
+    from ..calibration.similarity import Video
     from ..trace.trace import Trace
 
 
@@ -95,7 +96,7 @@ def gain_over(
     )
 
 
-def psnr_of(frames: Any, large_frames: Any) -> float:
+def psnr_of(frames: Video, large_frames: Video) -> float:
     """PSNR of two videos or stills with values in 0..1, in dB; infinite where they are equal."""
     import numpy as np
 
@@ -103,10 +104,9 @@ def psnr_of(frames: Any, large_frames: Any) -> float:
     return math.inf if error == 0.0 else -10.0 * math.log10(error)
 
 
-def side_by_side(left: Any, right: Any) -> Any:
+def side_by_side(left: Video, right: Video) -> Video:
     """Two videos ``[F, H, W, 3]`` (or stills) of one shape as one, with a white bar of 1/32 of the width between."""
     import numpy as np
 
-    left, right = np.asarray(left), np.asarray(right)
     bar = np.ones((*left.shape[:-2], max(2, left.shape[-2] // 32), 3), left.dtype)
     return np.concatenate([left, bar, right], axis=-2)

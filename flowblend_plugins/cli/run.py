@@ -53,11 +53,9 @@ from .options import (
 from .plan import Plan, plan_blend, plan_unloaded
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ..blend import Blend
     from ..calibration.calibration import Calibration
+    from ..calibration.similarity import Video
     from ..trace.trace import Trace
     from ..types import Output
 
@@ -382,7 +380,7 @@ def _count_timesteps(pipeline: Pipeline) -> Callable[[int], int]:
     return lambda steps: steps if order == 1 else order * steps - 1
 
 
-def _pixels(result: Output) -> NDArray[np.float32]:
+def _pixels(result: Output) -> Video:
     """The first video, ``[F, H, W, 3]``, or the first still, of what :func:`generate` gave."""
     return (result.frames if hasattr(result, "frames") else result.images)[0]
 

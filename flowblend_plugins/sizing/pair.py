@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ..pairs.preset import PairPreset, PublishedDenoiser
 from ..schedule import StageSchedule
 from ..trace.flops import FlopCounter, ForwardFlops
 from ..trace.memory import ModuleMemory, denoiser_memory, module_memory
+from ..types import Denoiser
 from .calls import VideoSize, call_inputs, family_of
 
 DTYPE = torch.bfloat16
@@ -72,7 +73,7 @@ def size_pair(preset: PairPreset, size: VideoSize, has_guidance: bool) -> SizedP
 
 
 def _vae_memory(vae: PublishedDenoiser, latents: tuple[int, int, int]) -> ModuleMemory:
-    def prepare(module: Any) -> Any:
+    def prepare(module: Denoiser) -> Callable[[], object]:
         channels = module.config.get("z_dim") or module.config["latent_channels"]
         latent = torch.empty(1, channels, *latents, dtype=DTYPE)
         timestep = (torch.empty(1, dtype=DTYPE),) if module.config.get("timestep_conditioning") else ()
@@ -87,7 +88,7 @@ def _text_memory(encoder: PublishedDenoiser) -> ModuleMemory:
 
     encoder_class = getattr(transformers, encoder.class_name)
 
-    def prepare(module: Any) -> Any:
+    def prepare(module: Denoiser) -> Callable[[], object]:
         tokens, mask = torch.zeros(1, 512, dtype=torch.int64), torch.ones(1, 512, dtype=torch.int64)
         return lambda: module(tokens, attention_mask=mask)
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..types import Args, Denoiser, JsonView, Keywords, Output
 from .flops import CallInputs, fake_input
 
 FLOAT8_BYTES = 1
@@ -60,10 +61,10 @@ def build_in(dtype: torch.dtype, make: Callable[[], Any]) -> Any:
     return module.eval()
 
 
-def denoiser_memory(denoiser_class: Any, config: Any, inputs: CallInputs, dtype: torch.dtype) -> ModuleMemory:
+def denoiser_memory(denoiser_class: Any, config: JsonView, inputs: CallInputs, dtype: torch.dtype) -> ModuleMemory:
     """Memory of a denoiser of this class and config, and of one forward with these inputs."""
 
-    def prepare(denoiser: Any) -> Any:
+    def prepare(denoiser: Denoiser) -> Callable[[], object]:
         args = [fake_input(value, dtype) for value in inputs.args]
         kwargs = {key: fake_input(value, dtype) for key, value in inputs.kwargs.items()}
         return lambda: denoiser(*args, **kwargs)
@@ -71,7 +72,11 @@ def denoiser_memory(denoiser_class: Any, config: Any, inputs: CallInputs, dtype:
     return module_memory(lambda: denoiser_class.from_config(config), prepare, dtype)
 
 
-def module_memory(make: Callable[[], nn.Module], prepare: Callable[[Any], Any], dtype: torch.dtype) -> ModuleMemory:
+def module_memory(
+    make: Callable[[], nn.Module],
+    prepare: Callable[[Denoiser], Callable[[], object]],
+    dtype: torch.dtype,
+) -> ModuleMemory:
     """Memory of a module and of one call.
 
     Args:
@@ -137,7 +142,9 @@ class _LiveBytes(TorchDispatchMode):
         self._now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Output], types: object, args: Args = (), kwargs: Keywords | None = None
+    ) -> Output:
         from torch.utils._pytree import tree_iter
 
         kwargs = kwargs or {}
