@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
 
     from flowblend_plugins import Outcome, StepContext
     from flowblend_plugins.trace.reporter import CallReporter
+
+
+CallPlace = tuple["str | None", int]
+
+
+class CallPlaces:
+    """Tells the calls of one step apart: by guidance branch, and where a pipeline names none, by their order."""
+
+    def __init__(self) -> None:
+        self._at: tuple[int, int] | None = None
+        self._calls: Counter[str | None] = Counter()
+
+    def of(self, step: StepContext) -> CallPlace:
+        """Branch of the call that is made now, and how many calls of that branch its step had before."""
+        at = step.generation, step.step_index
+        if at != self._at:
+            self._at = at
+            self._calls.clear()
+        self._calls[step.branch] += 1
+        return step.branch, self._calls[step.branch] - 1
 
 
 class Probe:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 import flowblend_plugins as fb
 from flowblend_plugins.schedule import StageSchedule
@@ -103,9 +104,7 @@ class Session:
         return self.machine.timed(lambda: denoiser(**inputs))[1]
 
     def flops(self, letter: str, inputs: Keywords) -> JsonObject:
-        counted = FlopCounter(type(self.denoiser(letter)), self.denoiser(letter).config).count(
-            describe_inputs((), inputs)
-        )
+        counted = FlopCounter.of(cast(nn.Module, self.denoiser(letter))).count(describe_inputs((), inputs))
         return {"linear": counted.linear, "full": counted.total}
 
     def steps_s(self, size: str, large: int, small: int = 0) -> float:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flowblend_plugins import AttachTarget, hookimpl
 from flowblend_plugins.types import Denoiser, Foreign, Keywords, Output
 
-from ..observed_calls import Probe, observed_calls
+from ..observed_calls import CallPlace, CallPlaces, Probe, observed_calls
 
 if TYPE_CHECKING:
     from torch import nn
 
     from flowblend_plugins import StepContext
     from flowblend_plugins.trace.reporter import CallReporter
-
-_Branch = tuple["str | None", int]
 
 
 class BranchContexts:
@@ -42,10 +39,9 @@ class BranchContexts:
         self._warmup_steps = warmup_steps
         self._found: Keywords = {}
         self._current: Foreign | None = None
-        self._contexts: dict[tuple[str, _Branch], Foreign] = {}
+        self._contexts: dict[tuple[str, CallPlace], Foreign] = {}
         self._entered: StepContext | None = None
-        self._at: tuple[int, int] | None = None
-        self._calls_at_step: Counter[str | None] = Counter()
+        self._places = CallPlaces()
         self.reused_diffs: list[float] = []
         self.settings = ""
 
@@ -60,7 +56,7 @@ class BranchContexts:
         if not self._found:
             self._found = {name: self._manager.get_context(name) for name in self._names}
             self._current = self._manager.get_context()
-        branch = self._branch(step)
+        branch = self._places.of(step)
         for name in self._names:
             context = self._contexts.get((name, branch))
             if context is None:
@@ -88,16 +84,7 @@ class BranchContexts:
             self.put_found_back()
             self._manager._current_context = self._current
         self._found, self._current = {}, None
-        self._entered = self._at = None
-
-    def _branch(self, step: StepContext) -> _Branch:
-        """The guidance branch; where the pipeline does not name it, the place of the call within its step."""
-        at = (step.generation, step.step_index)
-        if at != self._at:
-            self._at = at
-            self._calls_at_step.clear()
-        self._calls_at_step[step.branch] += 1
-        return step.branch, self._calls_at_step[step.branch]
+        self._entered, self._places = None, CallPlaces()
 
     def _new_context(self, name: str) -> Foreign:
         settings = copy.deepcopy(self._found[name]._init_kwargs)

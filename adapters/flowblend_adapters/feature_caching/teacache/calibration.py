@@ -6,7 +6,6 @@ least-squares fit of the output's relative change on the signal's, over all step
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowblend_plugins import FlowBlendError, StepContext
+from flowblend_plugins import FlowBlendError
 from flowblend_plugins.api import DenoiserSource, enable
 from flowblend_plugins.trace.trace import Trace
 from flowblend_plugins.types import Denoiser, KeywordsView, Output, Pipeline
 
+from ..observed_calls import CallPlace, CallPlaces
 from .adapter import FORCED_STEPS
 from .block_stack import BlockStack
 from .fits import Fit, describe_denoiser
@@ -62,9 +62,8 @@ class ChangeRecorder:
         self.trajectories: list[Trajectory] = []
         self._denoiser, self._trace = denoiser, trace
         self._signals = layout_of(denoiser).signals
-        self._before: dict[tuple[str | None, int], tuple[dict[str, torch.Tensor], torch.Tensor, Trajectory]] = {}
-        self._at = (-1, -1)
-        self._calls_of_step: Counter[str | None] = Counter()
+        self._before: dict[CallPlace, tuple[dict[str, torch.Tensor], torch.Tensor, Trajectory]] = {}
+        self._places, self._generation = CallPlaces(), -1
         self._seen: dict[str, torch.Tensor] = {}
 
     @contextmanager
@@ -88,7 +87,10 @@ class ChangeRecorder:
         step = self._trace.step
         if step is None:
             return
-        key, new = self._place(step), output[0].detach().clone()
+        if step.generation != self._generation:
+            self._generation = step.generation
+            self._before.clear()
+        key, new = self._places.of(step), output[0].detach().clone()
         before = self._before.get(key)
         if before is None:
             trajectory = Trajectory(step.num_inference_steps)
@@ -100,15 +102,6 @@ class ChangeRecorder:
             for name, signal in self._seen.items():
                 trajectory.signals.setdefault(name, []).append(relative_change(signal, signals[name]))
         self._before[key] = self._seen, new, trajectory
-
-    def _place(self, step: StepContext) -> tuple[str | None, int]:
-        if (step.generation, step.step_index) != self._at:
-            if step.generation != self._at[0]:
-                self._before.clear()
-            self._at = step.generation, step.step_index
-            self._calls_of_step.clear()
-        self._calls_of_step[step.branch] += 1
-        return step.branch, self._calls_of_step[step.branch]
 
 
 def record_changes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from flowblend_plugins import StackError, StepContext, hookimpl
 from flowblend_plugins.trace.reporter import CallReporter
 from flowblend_plugins.types import Denoiser, Keywords, Output
 
+from ..observed_calls import CallPlace, CallPlaces
 from ..uncompiled import uncompiled
 from .entries import Entries
 
@@ -35,13 +35,12 @@ class PatchedDenoiser:
         self._fresh = {name: _fresh(name) for name in settings if name.startswith(_STATE_PREFIXES)}
         self._is_by_parity = any(name.endswith("_even") for name in settings)
         self._block_lists = [m for m in denoiser.children() if isinstance(m, nn.ModuleList) and len(m)]
-        self._states: dict[tuple[str | None, int], Keywords] = {}
+        self._states: dict[CallPlace, Keywords] = {}
         self.forget()
 
     def forget(self) -> None:
         self._states.clear()
-        self._step_index = -1
-        self._calls_of_step: Counter[str | None] = Counter()
+        self._places = CallPlaces()
         self.first_index = 0
 
     @contextmanager
@@ -60,7 +59,7 @@ class PatchedDenoiser:
         if step is None:  # no call of the pipeline: computed, and counted by nobody
             denoiser.enable_teacache = False
             return
-        self._key = self._key_of(step)
+        self._key = self._places.of(step)
         state = self._states.get(self._key)
         for name, value in (self._settings | (state or self._fresh)).items():
             setattr(denoiser, name, value)
@@ -84,15 +83,6 @@ class PatchedDenoiser:
 
     def _block_runs(self, *_: object) -> None:
         self._has_computed = True
-
-    def _key_of(self, step: StepContext) -> tuple[str | None, int]:
-        """State by guidance branch; where the pipeline names none, by the call's place in its step."""
-        if step.step_index != self._step_index:
-            self._step_index = step.step_index
-            self._calls_of_step.clear()
-        number = self._calls_of_step[step.branch]
-        self._calls_of_step[step.branch] += 1
-        return step.branch, number
 
 
 class PatchedState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from flowblend_plugins import RoutingError, StepContext, hookimpl
 from flowblend_plugins.trace.reporter import CallReporter
 from flowblend_plugins.types import Denoiser, KeywordsView
 
+from ..observed_calls import CallPlace, CallPlaces
 from .block_stack import BlockStack
 from .entries import Entries
 from .rule import Accumulator, SkipRule
@@ -35,7 +35,7 @@ class DenoiserCache:
     def __init__(self, denoiser: Denoiser, signal: str, rule: SkipRule, trace: CallReporter) -> None:
         self._rule, self._trace = rule, trace
         self._signal = layout_of(denoiser).signals[signal]
-        self._memories: dict[tuple[str | None, int], _Memory] = {}
+        self._memories: dict[CallPlace, _Memory] = {}
         self._current: _Memory | None = None
         self.stack = BlockStack(denoiser, self, (signal,))
         self.forget()
@@ -43,8 +43,7 @@ class DenoiserCache:
     def forget(self) -> None:
         self._memories.clear()
         self._current = None
-        self._step_index = -1
-        self._calls_of_step: Counter[str | None] = Counter()
+        self._places = CallPlaces()
 
     def enter(self, step: StepContext, first_index: int) -> None:
         """The denoiser begins to answer at this step of a generation that began at ``first_index``."""
@@ -59,7 +58,7 @@ class DenoiserCache:
         step = self._trace.step
         if step is None:  # no call of the pipeline, so no step to compare with another
             return False
-        memory = self._current = self._memory_of(step)
+        memory = self._current = self._memories.setdefault(self._places.of(step), _Memory())
         signal = self._signal(block, arguments, time).detach().clone()
         before, memory.signal = memory.signal, signal
         residual = memory.residual
@@ -82,15 +81,6 @@ class DenoiserCache:
             step.step_index, step.num_inference_steps, self._first_index, self._entered_index
         )
         return not is_forced and residual.shape == hidden_states.shape
-
-    def _memory_of(self, step: StepContext) -> _Memory:
-        """State by guidance branch; where the pipeline names none, by the call's place in its step."""
-        if step.step_index != self._step_index:
-            self._step_index = step.step_index
-            self._calls_of_step.clear()
-        number = self._calls_of_step[step.branch]
-        self._calls_of_step[step.branch] += 1
-        return self._memories.setdefault((step.branch, number), _Memory())
 
 
 class TeaCacheState:
