@@ -175,7 +175,7 @@ def test_the_command_refuses_a_poor_fit(
     [
         (("--large", "nowhere"), "Say what to generate with --prompt"),
         (("--pair", "nobody"), "there is no such pair"),
-        (("--large", "./nowhere", "--prompt", "a"), "is no diffusers pipeline"),
+        (("--large", "./nowhere", "--prompt", "a"), "there is no folder or file"),
     ],
 )
 def test_bad_input_is_one_line(
