@@ -36,8 +36,8 @@ def test_the_budget_and_the_defaults_are_those_in_force() -> None:
     assert f"SSIM under {budget.min_ssim:g}," in PAGE
     assert f"under {budget.min_alignment_kept:.0%}".replace("%", " %") in PAGE
     assert ", ".join(PAPER_SCHEDULES) in " ".join(PAGE.split())
-    assert [shown_prompts(num) for num in (60, 200, 201)] == [4, 2, 1]
-    assert "four prompts of every cell; two where there are more than 60 cells, one beyond 200" in " ".join(
+    assert [shown_prompts(num) for num in (60, 200, 201)] == [3, 2, 1]
+    assert "three prompts of every cell; two where there are more than 60 cells, one beyond 200" in " ".join(
         PAGE.split()
     )
 

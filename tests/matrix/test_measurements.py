@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowblend_compat_matrix.measuring.measurements import describe_times, over_prompts
+from flowblend_compat_matrix.measuring.fidelity import each, over_prompts
+from flowblend_compat_matrix.measuring.measurements import describe_times
 from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.results.matrix_results import CellResult
 
@@ -43,10 +44,10 @@ def test_infinite_values_are_no_part_of_the_mean() -> None:
     wanted = np.random.default_rng(0).random((2, 3, 16, 16, 3), dtype=np.float32)
     half_equal = wanted.copy()
     half_equal[1] = np.clip(half_equal[1] + 0.1, 0.0, 1.0)
-    mean, std = over_prompts("psnr_db", psnr_db, half_equal, wanted)
+    mean, std = over_prompts(each("psnr_db", psnr_db, half_equal, wanted))
     assert mean == pytest.approx(psnr_db(half_equal[1], wanted[1]))
     assert std == 0.0
-    assert over_prompts("psnr_db", psnr_db, wanted, wanted) == (None, None)
+    assert over_prompts(each("psnr_db", psnr_db, wanted, wanted)) == (None, None)
 
 
 def test_a_failing_metric_is_named() -> None:
@@ -55,4 +56,4 @@ def test_a_failing_metric_is_named() -> None:
 
     videos = np.zeros((1, 3, 16, 16, 3), dtype=np.float32)
     with pytest.raises(RuntimeError, match=r"'mine' failed: ZeroDivisionError: of course"):
-        over_prompts("mine", failing, videos, videos)
+        each("mine", failing, videos, videos)

@@ -107,7 +107,7 @@ def test_a_blend_records_what_ran(measured: Any) -> None:
     assert result.stacking_efficiency is None
     # Fidelity is that of these very videos to those of the plain pipeline.
     plain = bench.make_videos(None, "")
-    assert np.array_equal(plain, baseline.videos)
+    assert np.array_equal(plain, baseline.videos[0])
     assert result.psnr_db == pytest.approx(psnr_db(one.videos, plain))
     assert result.ssim == pytest.approx(ssim(one.videos, plain))
 
@@ -119,8 +119,9 @@ def test_large_only_under_the_router_is_large_only(measured: Any) -> None:
     assert result.is_identical_to_large
     assert result.psnr_db is None
     assert result.ssim == pytest.approx(1.0)
+    assert result.ssim_interval is None
     assert result.flops_fraction_linear == result.flops_fraction_full == 1.0
-    assert np.array_equal(one.videos, baseline.videos)
+    assert np.array_equal(one.videos, baseline.videos[0])
 
 
 def test_small_only_calls_no_large_denoiser(measured: Any) -> None:
@@ -151,7 +152,8 @@ def test_asking_for_steps_and_for_an_adapter_that_sets_others_is_refused(measure
 def test_below_the_budget_is_degraded(measured: Any) -> None:
     result = measured("SSS", budget=QualityBudget(min_psnr_db=90.0))[0].result
     assert result.observed == "degraded"
-    assert "90 dB" in result.reasons[0]
+    assert "90.00" in result.reasons[0]
+    assert result.is_screened, "two prompts make nothing certain"
 
 
 def test_two_solvers_are_refused_before_anything_runs(measured: Any) -> None:

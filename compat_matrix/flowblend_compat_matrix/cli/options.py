@@ -27,8 +27,8 @@ from flowblend_plugins.types import JsonObject
 
 from ..report.gate import FailOn
 from ..results.cells import PAPER_SCHEDULES
+from ..results.intervals import LOOKS, MIN_ROUNDS
 from ..results.verdicts import QualityBudget
-from .plan import FEW, MANY, MANY_CELLS
 
 DEFAULT_PAIR = "reference"
 
@@ -125,18 +125,24 @@ class CallOptions:
         int | None,
         typer.Option(
             min=1,
-            help=f"How many of the pair's own prompts.  [default: {FEW.prompts}, or all; {MANY.prompts} for more than "
-            f"{MANY_CELLS} cells]",
+            help="How many of the pair's own prompts at most: each cell is shown more until it is certain.  "
+            f"[default: {LOOKS[-1]}, or all]",
         ),
     ] = None
+    screen: Annotated[
+        bool,
+        typer.Option(
+            "--screen", help=f"A first look: {LOOKS[0]} prompts and one timed round, of which nothing is certain."
+        ),
+    ] = False
     seeds: Annotated[int, typer.Option(min=1, help="Videos of each prompt, each from its own noise.")] = 1
     repeats: Annotated[
         int | None,
         typer.Option(
             "--repeats",
             min=1,
-            help=f"Timed generations of each cell and each of its baselines.  [default: {FEW.repeats}; {MANY.repeats} "
-            f"for more than {MANY_CELLS} cells]",
+            help="Timed generations of each cell and each of its baselines; fewer than "
+            f"{MIN_ROUNDS} say nothing certain of speed.  [default: {MIN_ROUNDS}]",
         ),
     ] = None
     height: PixelsOption = None
@@ -149,6 +155,18 @@ class CallOptions:
             raise UsageError(
                 "--prompt gives one prompt and --prompts a number of the pair's own. Leave one of them out."
             )
+        if self.screen and (self.prompts is not None or self.repeats is not None):
+            raise UsageError("--screen sets the number of prompts and of rounds. Leave out --prompts and --repeats.")
+
+    @property
+    def most_prompts(self) -> int:
+        """Prompts that a cell is shown at most, where ``prompts`` does not say."""
+        return LOOKS[0] if self.screen else LOOKS[-1]
+
+    @property
+    def num_repeats(self) -> int:
+        """Timed generations."""
+        return self.repeats or (1 if self.screen else MIN_ROUNDS)
 
     @property
     def asked(self) -> JsonObject:

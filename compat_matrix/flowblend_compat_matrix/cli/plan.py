@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
@@ -22,6 +22,7 @@ from ..measuring.jobs import Batch, PairJob, make_batches
 from ..measuring.prompts import EMBEDDED, check_num_prompts
 from ..results.cells import CellSpec, Stack, parse_stack, plan_cells
 from ..results.expectations import Expectation, read_expectations, shipped_expectations
+from ..results.intervals import looks_up_to
 from ..running.planning import (
     all_stacks,
     check_depth,
@@ -37,16 +38,8 @@ if TYPE_CHECKING:
 MANY_CELLS = 200
 
 
-class Defaults(NamedTuple):
-    """Defaults that depend on the number of cells: prompts, timed generations, and stacks in a batch."""
-
-    prompts: int
-    repeats: int
-    stacks_together: int
-
-
-FEW, MANY = Defaults(prompts=8, repeats=3, stacks_together=1), Defaults(prompts=3, repeats=2, stacks_together=8)
-"""For up to ``MANY_CELLS``, and for more."""
+STACKS_TOGETHER, STACKS_TOGETHER_OF_MANY = 1, 8
+"""Stacks in a batch, for up to ``MANY_CELLS`` and for more."""
 
 
 class CalledPair(Protocol):
@@ -77,9 +70,14 @@ class Plan:
         return sum(map(len, self.cells.values()))
 
     @property
-    def keys(self) -> set[tuple[str, str]]:
-        """Pair and id of every cell."""
-        return {(name, cell.id) for name, cells in self.cells.items() for cell in cells}
+    def specs(self) -> dict[tuple[str, str], CellSpec]:
+        """Every cell by its pair and id."""
+        return {(name, cell.id): cell for name, cells in self.cells.items() for cell in cells}
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of prompts at which cells may be concluded, on the pair that shows most."""
+        return looks_up_to(max(job.num_videos for job in self.jobs))
 
     def batches(self) -> list[Batch]:
         """All cells, in the batches that workers are given."""
@@ -108,13 +106,14 @@ def plan_run(
         for name, preset in presets.items()
     }
     cells = {name: plan_cells(its, stacks) for name, its in schedules.items()}
-    defaults = MANY if sum(map(len, cells.values())) > MANY_CELLS else FEW
-    jobs = {name: pair_job(preset, name, which, calls, defaults.prompts, placement) for name, preset in presets.items()}
+    is_large = sum(map(len, cells.values())) > MANY_CELLS
+    jobs = {name: pair_job(preset, name, which, calls, placement) for name, preset in presets.items()}
     if not stacks:
         for name, job in jobs.items():
             _check_steps(schedules[name], job)
     by_job = {jobs[name].name: its for name, its in cells.items()}
-    return Plan(tuple(jobs.values()), by_job, stacks, calls.repeats or defaults.repeats, defaults.stacks_together)
+    together = STACKS_TOGETHER_OF_MANY if is_large else STACKS_TOGETHER
+    return Plan(tuple(jobs.values()), by_job, stacks, calls.num_repeats, together)
 
 
 def _read_stacks(manager: FlowblendPluginManager, which: CellOptions) -> list[Stack]:
@@ -137,7 +136,6 @@ def pair_job(
     name: str,
     which: CellOptions,
     calls: CallOptions,
-    default_prompts: int = FEW.prompts,
     placement: Placement | None = None,
 ) -> PairJob:
     """The job of one pair; what the options leave open is the pair's own.
@@ -151,7 +149,7 @@ def pair_job(
             "matrix compares every cell with one large denoiser. `flowblend run` blends such a pair."
         )
     refuse_absent(which.large, which.small)
-    num_prompts = 1 if calls.prompt is not None else check_num_prompts(preset, calls.prompts, default_prompts)
+    num_prompts = 1 if calls.prompt is not None else check_num_prompts(preset, calls.prompts, calls.most_prompts)
     early, late = (preset.early, preset.late) if preset else (DEFAULT_EARLY, DEFAULT_LATE)
     return PairJob(
         name=preset.name if preset and which.small is None else f"{which.large or name} + {which.small}",

@@ -74,7 +74,7 @@ def run(
         typer.echo(f"{out} holds an earlier matrix, which this run replaces. --resume goes on with it.", err=True)
     results, batches = _blank(manager, plan, settings, executor, which), plan.batches()
     if execution.resume:
-        results, news = resume(out, results, settings, plan.keys)
+        results, news = resume(out, results, settings, plan.specs)
         batches = unfinished(batches, results)
         if news:
             typer.echo(f"--resume: {news}", err=True)
@@ -85,7 +85,7 @@ def run(
     progress = ProgressBar(plan.num_cells, len(results.cells), quiet=as_json)
     try:
         with progress.shown():
-            path = measure_matrix(executor, settings, batches, results, out, progress, expectations)
+            path = measure_matrix(executor, settings, batches, results, out, progress, expectations, plan.specs)
     except KeyboardInterrupt:
         finished = f"{len(results.cells)} of {plan.num_cells} cells were finished"
         kept = f"{finished}; they are in {out}. Go on with --resume." if results.cells else f"{finished}."
@@ -143,6 +143,7 @@ def _blank(
             executor=executor.describe(),
             is_sharing=settings.is_sharing,
             runs_refused=settings.runs_refused,
+            looks=list(plan.looks),
             families=families_of(manager, plan.stacks),
         ),
     )

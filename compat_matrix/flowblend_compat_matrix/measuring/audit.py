@@ -10,7 +10,7 @@ from flowblend_plugins.contract.spec import read_spec
 from flowblend_plugins.contract.traits import Composition
 
 from ..results.cells import CellSpec
-from ..results.verdicts import Observed
+from ..results.verdicts import QUALITY_VERDICTS, Observed
 from .bench import Bench
 from .cell_in_progress import CellInProgress
 
@@ -31,7 +31,7 @@ def audit(bench: Bench, cell: CellInProgress, latents: torch.Tensor) -> None:
         idle = [adapter for adapter in cell.spec.stack if _is_idle(bench, cell.spec, adapter, latents)]
         if idle:
             cell.conclude(Observed.INERT, [f"{adapter} {_NOTHING}" for adapter in idle])
-    elif result.observed in (Observed.PASS.value, Observed.DEGRADED.value):
+    elif Observed(result.observed) in QUALITY_VERDICTS:
         for adapter in _declared_inert(cell):
             is_idle = _is_idle(bench, cell.spec, adapter, latents)
             seen = _NOTHING if is_idle else "changed the latents all the same."

@@ -141,12 +141,17 @@ class Bench:
         made = np.asarray(self._shown(output), dtype=np.float32)
         return made if self.makes_stills else made[0], (ended - started) * 1e3
 
-    def make_videos(self, spec: CellSpec | None, what: str) -> Videos:
-        """A video for every prompt, ``[N, F, H, W, 3]`` in 0..1."""
-        return np.concatenate([self._make_batch(spec, start, what) for start in self._starts()])
+    def make_videos(self, spec: CellSpec | None, what: str, numbers: range | None = None) -> Videos:
+        """A video for every prompt (of these numbers), ``[N, F, H, W, 3]`` in 0..1."""
+        return np.concatenate([self._make_batch(spec, batch, what) for batch in self._batches(numbers)])
 
     def make_shared(
-        self, blend: Blend, spec: CellSpec, sources: Sequence[GeneratedVideos], what: str
+        self,
+        blend: Blend,
+        spec: CellSpec,
+        sources: Sequence[GeneratedVideos],
+        what: str,
+        numbers: range | None = None,
     ) -> GeneratedVideos:
         """Make them with FlowBlending on; only the steps are computed that none of ``sources`` has in common.
 
@@ -154,28 +159,30 @@ class Bench:
 
         Args:
             blend: from :meth:`enabled` with this ``spec``.
+            numbers: of the prompts, those that ``sources`` showed; ``None`` for all.
         """
         parts, recordings, num_forwards = [], [], 0
-        for number, start in enumerate(self._starts()):
+        for number, batch in enumerate(self._batches(numbers)):
             with ExitStack() as recording:
                 recorded = None
                 with contextlib.suppress(RoutingError):
                     earlier = [made.recordings[number] for made in sources if made.recordings]
                     recorded = recording.enter_context(blend.recorded(earlier))
-                parts.append(self._make_batch(spec, start, what))
+                parts.append(self._make_batch(spec, batch, what))
             calls = blend.trace.generations[-1].calls[recorded.num_replayed if recorded else 0 :]
             num_forwards += len(parts[-1]) * sum(call.has_run for call in calls)
             if recorded is not None:
                 recordings.append(recorded)
         return GeneratedVideos(np.concatenate(parts), recordings, num_forwards)
 
-    def _starts(self) -> range:
-        return range(0, len(self.prompts.texts), self.prompts.batch_size)
+    def _batches(self, numbers: range | None) -> list[range]:
+        numbers, size = numbers or range(len(self.prompts.texts)), self.prompts.batch_size
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
-    def _make_batch(self, spec: CellSpec | None, start: int, what: str) -> Videos:
+    def _make_batch(self, spec: CellSpec | None, batch: range, what: str) -> Videos:
         self.tick(what)
-        texts = self.prompts.texts[start : start + self.prompts.batch_size]
-        arguments = self._arguments(spec, texts, self.seed + start) | {"output_type": "np"}
+        texts = self.prompts.texts[batch.start : batch.stop]
+        arguments = self._arguments(spec, texts, self.seed + batch.start) | {"output_type": "np"}
         made = np.asarray(self._shown(self.pipe(**arguments)), dtype=np.float32)
         return made[:, None] if self.makes_stills else made
 

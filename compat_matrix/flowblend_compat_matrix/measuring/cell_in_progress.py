@@ -15,8 +15,9 @@ from flowblend_plugins.errors import AdapterError, PairError, ScheduleError, Sta
 
 from ..results.cells import CellSpec
 from ..results.matrix_results import CellResult
-from ..results.verdicts import Observed
+from ..results.verdicts import Observation, Observed
 from .bench import GeneratedVideos
+from .fidelity import Fidelity
 
 _REFUSALS = (StackError, ScheduleError, PairError, AdapterError)
 
@@ -28,13 +29,16 @@ class CellInProgress:
     Attributes:
         spec: what is run.
         result: what is known of it so far.
-        made: its videos, once they are made.
+        made: its videos of the first look, once they are made.
+        fidelity: what they say beside large-only's, and those of later looks; ``seen`` everything that was observed.
         inert: names of the adapters of its stack that are declared to change nothing in it.
     """
 
     spec: CellSpec
     result: CellResult
     made: GeneratedVideos | None = None
+    fidelity: Fidelity | None = None
+    seen: Observation | None = None
     inert: frozenset[str] = frozenset()
 
     @property

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from flowblend_plugins.calibration.divergence import Divergence, shadowed
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.hookspecs import Metric
+from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.trace.generation import GenerationFlops
 from flowblend_plugins.trace.trace import Trace
 
 from ..results.cells import CellSpec
+from ..results.intervals import USUAL_SPREADS, Spread
 from ..results.matrix_results import BaselineResult
 from .baselines import LARGE_ALONE, SMALL_ALONE
 from .bench import Bench, Videos
-from .measurements import compare_videos, count_flops
+from .fidelity import Fidelity, describe_large
+from .measurements import count_flops
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,31 @@ class PairBaselines:
 
     Attributes:
         latents: of large-only, of the first prompt.
-        videos: of large-only, of all prompts; ``small_videos`` of small-only.
+        videos: of large-only, for each look so far those of the prompts that it adds; ``small_videos`` of small-only,
+            of the first look alone.
         flops: of one large-only generation of the first prompt; ``None`` where they cannot be counted.
         divergences: of the small denoiser in that generation's shadow.
         large, small: what the results say of them.
+        usual: spreads over prompts of the blend alone.
         num_forwards: denoiser forwards that all this took, one for each video of a batch.
     """
 
     latents: torch.Tensor
-    videos: Videos
+    videos: list[Videos]
     small_videos: Videos
     flops: GenerationFlops | None
     divergences: list[Divergence]
     large: BaselineResult
     small: BaselineResult
     num_forwards: int
+    usual: Mapping[str, Spread] = field(default_factory=lambda: USUAL_SPREADS)
 
 
-def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]) -> PairBaselines:
+def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric], shown: range) -> PairBaselines:
     """Large-only: warm it up, watch the small denoiser in its shadow, make the reference videos. Then small-only.
+
+    Args:
+        shown: numbers of the prompts of the first look.
 
     Raises:
         FlowBlendError: watching changed the trajectory, so nothing that follows could be trusted.
@@ -63,22 +72,49 @@ def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]
             "it. Is its sampler deterministic, and does another process change its weights?"
         )
     large.latency_ms = second.latency_ms
-    videos = bench.make_videos(None, "large-only, videos")
-    compare_videos(videos, None, metrics, bench.prompts.judge, large)
+    videos = bench.make_videos(None, "large-only, videos", shown)
+    judge = bench.prompts.judge
+    describe_large(videos, judge, large)
 
     spec = CellSpec(SMALL_ALONE)
     with bench.enabled(spec) as blend:
         assert blend is not None
         timed = bench.time_latents(spec, "small-only")
         small, _ = _describe_baseline(blend.trace)
-        small_videos = bench.make_videos(spec, "small-only, videos")
+        small_videos = bench.make_videos(spec, "small-only, videos", shown)
     small.latency_ms = timed.latency_ms
-    compare_videos(small_videos, videos, metrics, bench.prompts.judge, small)
+    fidelity = Fidelity(metrics, judge)
+    fidelity.add(small_videos, videos)
+    fidelity.describe(small)
+    small.frechet_distance = judge.frechet_distance(small_videos) if judge is not None else None
 
     assert large.num_forwards is not None
     assert small.num_forwards is not None
     num_forwards = large.num_forwards * (4 + len(videos)) + small.num_forwards * (1 + len(videos))
-    return PairBaselines(first.latents, videos, small_videos, flops, shadow.divergences, large, small, num_forwards)
+    return PairBaselines(first.latents, [videos], small_videos, flops, shadow.divergences, large, small, num_forwards)
+
+
+def with_pilot(
+    bench: Bench, baseline: PairBaselines, metrics: Mapping[str, Metric], shown: Sequence[range]
+) -> PairBaselines:
+    """The same with the spreads over prompts of LSL alone.
+
+    Args:
+        shown: numbers of the prompts of the first looks; large-only's videos of them are kept for the cells.
+    """
+    spec, fidelity = CellSpec(StageSchedule.named("LSL")), Fidelity(metrics, None)
+    num_forwards = baseline.num_forwards
+    assert baseline.large.num_forwards is not None
+    for look, numbers in enumerate(shown):
+        if look == len(baseline.videos):
+            baseline.videos.append(bench.make_videos(None, "large-only, videos of a pilot", numbers))
+            num_forwards += len(numbers) * baseline.large.num_forwards
+        with bench.enabled(spec) as blend:
+            assert blend is not None
+            made = bench.make_shared(blend, spec, (), "LSL, videos of a pilot", numbers)
+        num_forwards += made.num_forwards
+        fidelity.add(made.videos, baseline.videos[look])
+    return replace(baseline, usual=fidelity.spreads(), num_forwards=num_forwards)
 
 
 def _describe_baseline(trace: Trace) -> tuple[BaselineResult, GenerationFlops | None]:

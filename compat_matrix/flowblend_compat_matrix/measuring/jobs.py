@@ -25,6 +25,7 @@ class PairJob:
         preset: name of the registered pair; ``None`` where ``large`` and ``small`` replace it.
         large, small: hub ids or folders that override the preset's.
         prompts: what to show; ``None`` for ``num_prompts`` of the pair's own, judged where the pair has a judge.
+        first_prompt: number of the first of the pair's own; those with fewer prompts show the same ones again.
         num_seeds: videos of each prompt.
         seed: video ``i`` starts from the noise of ``seed + i``.
         call: keyword arguments of the pipeline call.
@@ -39,6 +40,7 @@ class PairJob:
     small: str | None = None
     prompts: tuple[str, ...] | None = None
     num_prompts: int = 1
+    first_prompt: int = 0
     num_seeds: int = 1
     seed: int = 0
     call: JsonObject = field(default_factory=dict)
@@ -51,6 +53,11 @@ class PairJob:
         """Keyword arguments of the pipeline call, with the image that ``call`` names."""
         return {name: read_image(Path(value)) if name == "image" else value for name, value in self.call.items()}
 
+    @property
+    def num_videos(self) -> int:
+        """Videos of a cell, at most."""
+        return (self.num_prompts if self.prompts is None else len(self.prompts)) * self.num_seeds
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -60,6 +67,7 @@ class RunSettings:
         pairs: what cells name.
         num_repeats: timed generations of each cell and of each of its baselines.
         budget: below it a cell is degraded.
+        is_at_once: every cell shows all prompts; otherwise as many as its verdict needs.
         is_sharing: baselines are run once and common steps are not computed again; ``False`` is the baseline of that.
         runs_refused: what is declared incompatible is run all the same.
         num_threads: of torch in each worker; ``None`` leaves it alone.
@@ -74,13 +82,14 @@ class RunSettings:
     pairs: tuple[PairJob, ...]
     num_repeats: int
     budget: QualityBudget = field(default_factory=QualityBudget)
+    is_at_once: bool = False
     is_sharing: bool = True
     runs_refused: bool = False
     num_threads: int | None = None
     cell_timeout_s: float | None = None
     memory_limit_mb: int | None = None
     timing_lock: str | None = None
-    num_shown: int = 4
+    num_shown: int = 3
     plugins: tuple[str, ...] = ()
 
 

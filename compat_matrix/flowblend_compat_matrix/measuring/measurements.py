@@ -1,4 +1,4 @@
-"""Figures of a cell: times, forwards, FLOPs and metrics over the prompts."""
+"""Figures of a cell that its generations give: times, forwards and FLOPs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from flowblend_plugins.errors import FlopCountError
-from flowblend_plugins.hookspecs import Metric
 from flowblend_plugins.trace.generation import Generation, GenerationFlops
 from flowblend_plugins.trace.trace import Trace
 
 from ..results.cell_result import UNNAMED_BRANCH, TimelineRow
 from ..results.cells import CellSpec
-from ..results.matrix_results import BaselineResult, CellResult
-from .bench import Timed, Videos
-from .metrics import flicker
-from .prompts import Judge
+from ..results.intervals import estimate_speed
+from ..results.matrix_results import CellResult
+from .bench import Timed
 
 
 @dataclass
@@ -46,6 +44,7 @@ def describe_times(times: Mapping[str, list[float]], result: CellResult) -> None
     cell, large = np.array(times["cell"]), np.array(times["large"])
     result.latency_ms, result.latency_ms_range = _median_and_range(cell)
     result.speedup_over_large, result.speedup_over_large_range = _median_and_range(large / cell)
+    result.speedup_over_large_interval = estimate_speed((large / cell).tolist())
     if "blend" in times and "stack" in times:
         blend, stack = np.array(times["blend"]), np.array(times["stack"])
         result.speedup_over_blend = float(np.median(blend / cell))
@@ -99,42 +98,3 @@ def count_flops(trace: Trace) -> GenerationFlops | None:
         return trace.flops()
     except FlopCountError:
         return None
-
-
-def over_prompts(name: str, metric: Metric, videos: Videos, wanted: Videos) -> tuple[float | None, float | None]:
-    """Mean and standard deviation over the prompts; neither infinite values (PSNR of equal videos) nor NaN (a
-    metric that does not apply) are part of them."""
-    try:
-        values = [float(metric(video, other)) for video, other in zip(videos, wanted, strict=True)]
-    except Exception as error:
-        raise RuntimeError(f"the metric {name!r} failed: {type(error).__name__}: {error}") from error
-    finite = [value for value in values if np.isfinite(value)]
-    return (float(np.mean(finite)), float(np.std(finite))) if finite else (None, None)
-
-
-def compare_videos(
-    videos: Videos,
-    reference: Videos | None,
-    metrics: Mapping[str, Metric],
-    judge: Judge | None,
-    result: CellResult | BaselineResult,
-) -> None:
-    """Fidelity to large-only's videos (``None``: these are they), and what a judge says of them.
-
-    Args:
-        result: is filled in.
-    """
-    if reference is not None:
-        for name, metric in metrics.items():
-            mean, std = over_prompts(name, metric, videos, reference)
-            if name == "psnr_db":
-                result.psnr_db, result.psnr_db_std = mean, std
-            elif name == "ssim":
-                result.ssim, result.ssim_std = mean, std
-            elif mean is not None:
-                result.metrics[name] = {"mean": mean, "std": std}
-    elif videos.shape[1] >= 3:
-        result.metrics["flicker"] = {"mean": flicker(videos), "std": None}
-    if judge is not None:
-        result.prompt_alignment = judge.alignment(videos)
-        result.frechet_distance = judge.frechet_distance(videos)

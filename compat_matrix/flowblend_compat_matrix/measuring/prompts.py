@@ -34,6 +34,10 @@ class Judge(Protocol):
         """Share of captioned attributes that are right, 0..1."""
         ...
 
+    def num_right(self, videos: NDArray[np.float32], first: int) -> list[tuple[int, int]]:
+        """Right and captioned attributes of each video, of which the first one shows prompt number ``first``."""
+        ...
+
     def frechet_distance(self, videos: NDArray[np.float32]) -> float | None:
         """Frechet distance to real videos; ``None`` where there is none to be had."""
         ...
@@ -76,11 +80,17 @@ class AttributeJudge:
 
     def alignment(self, videos: NDArray[np.float32]) -> float:
         """Share of captioned attributes that are right, of videos ``[N, F, H, W, 3]`` in the captions' order."""
+        right, captioned = np.sum(self.num_right(videos, 0), axis=0)
+        return float(right / captioned)
+
+    def num_right(self, videos: NDArray[np.float32], first: int) -> list[tuple[int, int]]:
+        """Right and captioned attributes of each video, of which the first one shows prompt number ``first``."""
         from ..reference.world import NUM_FRAMES
 
         if self._world is None:
             videos = np.repeat(videos[:, :1], NUM_FRAMES, axis=1)
-        return self._classifier.alignment(videos, self._attributes)
+        judged = self._classifier.judge(videos, self._attributes[first : first + len(videos)])
+        return [(sum(rights), len(rights)) for rights in judged]
 
     def frechet_distance(self, videos: NDArray[np.float32]) -> float | None:
         """Distance to real videos of the world; ``None`` of one video, which has no spread, and of stills."""

@@ -25,14 +25,15 @@ from flowblend_plugins.pipelines.components import denoiser_slot
 from flowblend_plugins.trace.generation import CallRecord
 
 from ..results.cells import CellSpec
+from ..results.intervals import LOOKS, NUM_PILOT_PROMPTS, looks_up_to
 from ..results.matrix_results import CellResult
 from ..results.verdicts import Observed, QualityBudget
 from .audit import audit
 from .baselines import SMALL_ALONE, baselines_of, num_switches, round_of_timing
 from .bench import Bench, GeneratedVideos, Videos, forget_peak_memory, peak_memory
-from .cell_figures import compare_cell
+from .cell_figures import compare_cell, judge_fidelity
 from .cell_in_progress import CellInProgress
-from .denoisers_alone import PairBaselines, measure_baseline
+from .denoisers_alone import PairBaselines, measure_baseline, with_pilot
 from .jobs import Began
 from .measurements import Times, count_flops, describe_generation
 
@@ -55,6 +56,7 @@ class MatrixRunner:
         num_repeats: timed generations of each cell and of each of its baselines.
         budget: below it a cell is degraded.
         is_sharing: ``False`` computes every step of every cell, and its baselines for it alone.
+        is_at_once: every cell shows all prompts, whatever the first of them say.
         while_timing: entered around what is timed, so that nothing else of ours runs on the machine meanwhile.
     """
 
@@ -66,6 +68,7 @@ class MatrixRunner:
         num_repeats: int = 3,
         budget: QualityBudget | None = None,
         is_sharing: bool = True,
+        is_at_once: bool = False,
         while_timing: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self._bench = bench
@@ -75,15 +78,22 @@ class MatrixRunner:
         self._budget = budget or QualityBudget()
         self._is_sharing = is_sharing
         self._while_timing = while_timing
+        most = len(bench.prompts.texts)
+        self._looks = (most,) if is_at_once else looks_up_to(most)
+        self._is_screening = most <= LOOKS[0]
         self._num_calls: dict[CellSpec | None, int] = {}
         self._warm: set[CellSpec] = set()
+        self._latents: dict[CellSpec, torch.Tensor] = {}  # of cells that more prompts may be shown
 
     def measure_baseline(self) -> PairBaselines:
         """Measure either denoiser of the pair alone. Raises ``FlowBlendError`` where large-only varies."""
-        baseline = measure_baseline(self._bench, self._pair_name, self._metrics)
+        baseline = measure_baseline(self._bench, self._pair_name, self._metrics, self._added_at(0))
         assert baseline.large.num_forwards is not None
         self._num_calls[None] = baseline.large.num_forwards
-        return baseline
+        if len(self._looks) == 1:
+            return baseline
+        pilot = [self._added_at(look) for look, number in enumerate(self._looks) if number <= NUM_PILOT_PROMPTS]
+        return with_pilot(self._bench, baseline, self._metrics, pilot)
 
     def measure(self, spec: CellSpec, baseline: PairBaselines) -> Measured:
         """Measure one cell by itself. Whatever it raises is its own result; only an interruption passes through."""
@@ -112,7 +122,12 @@ class MatrixRunner:
             if cell.is_running:
                 with self._errors_are_results_of(cell, baseline):
                     self._compare(cell, baseline, times)
-            yield Measured(cell.result, cell.made.videos if cell.made else None)
+        for look in range(1, len(self._looks)):
+            left = [cell for cell in cells if cell.result.observed == Observed.UNDECIDED.value]
+            yield from (self._measured(cell) for cell in cells if cell not in left)
+            cells = left
+            yield from self._show_more(cells, look, baseline)
+        yield from map(self._measured, cells)
 
     def declare(self, spec: CellSpec) -> Verdict:
         """The verdict on a cell from the traits of its adapters, before anything runs."""
@@ -168,10 +183,36 @@ class MatrixRunner:
                         with contextlib.suppress(Exception):
                             self._time(run, cells[0].result, times)
 
+    def _show_more(self, cells: Sequence[CellInProgress], look: int, baseline: PairBaselines) -> Iterator[Began]:
+        """Make the videos that one more look adds, of cells that are not certain without them."""
+        numbers = self._added_at(look)
+        done: dict[tuple[str, ...], list[GeneratedVideos]] = defaultdict(list)
+        for cell in cells:
+            what = f"videos {numbers.start + 1} to {numbers.stop}"
+            yield self._began(cell, what)
+            with self._errors_are_results_of(cell, baseline):
+                if len(baseline.videos) == look:
+                    baseline.videos.append(self._bench.make_videos(None, f"large-only, {what}", numbers))
+                    cell.result.num_forwards_run += len(numbers) * self._num_calls[None]
+                with self._bench.enabled(cell.spec) as blend:
+                    assert blend is not None
+                    sources = done[cell.spec.stack] if self._is_sharing else []
+                    made = self._bench.make_shared(blend, cell.spec, sources, f"{cell.spec.id}: {what}", numbers)
+                done[cell.spec.stack].append(made)
+                cell.result.num_forwards_run += made.num_forwards
+                self._judge(cell, made.videos, baseline, look)
+
     # -- one part of one cell --------------------------------------------------------------------------------------
 
     def _blank(self, spec: CellSpec) -> CellResult:
         return CellResult(id=spec.id, pair=self._pair_name, schedule=spec.schedule.text, adapters=list(spec.stack))
+
+    def _added_at(self, look: int) -> range:
+        """Numbers of the prompts that a look adds to those before it."""
+        return range(self._looks[look - 1] if look else 0, self._looks[look])
+
+    def _measured(self, cell: CellInProgress) -> Measured:
+        return Measured(cell.result, cell.made.videos if cell.made else None)
 
     def _began(self, cell: CellInProgress, what: str) -> Began:
         return Began(self._pair_name, cell.spec.id, what)
@@ -197,7 +238,7 @@ class MatrixRunner:
         bench, spec, result = self._bench, cell.spec, cell.result
         started = time.perf_counter()
         forget_peak_memory()
-        made = bench.make_shared(blend, spec, done, f"{spec.id}: videos")
+        made = bench.make_shared(blend, spec, done, f"{spec.id}: videos", self._added_at(0))
         result.peak_memory_mb, result.peak_memory_of = peak_memory()
         result.num_forwards_run += made.num_forwards
         result.seconds_for_videos = time.perf_counter() - started
@@ -226,12 +267,12 @@ class MatrixRunner:
         bench, spec, result = self._bench, cell.spec, cell.result
         if not self._is_sharing:
             started = time.perf_counter()
-            videos = bench.make_videos(None, f"{spec.id}: large-only")
+            videos = bench.make_videos(None, f"{spec.id}: large-only", self._added_at(0))
             result.num_forwards_run += len(videos) * self._num_calls[None]
             for baseline in (CellSpec(SMALL_ALONE), *baselines_of(spec)):
                 with bench.enabled(baseline) as blend:
                     assert blend is not None
-                    made = bench.make_shared(blend, baseline, (), f"{spec.id}: {baseline.id}")
+                    made = bench.make_shared(blend, baseline, (), f"{spec.id}: {baseline.id}", self._added_at(0))
                 result.num_forwards_run += made.num_forwards
             result.seconds_for_videos = (result.seconds_for_videos or 0.0) + time.perf_counter() - started
         for baseline in baselines_of(spec):
@@ -251,18 +292,24 @@ class MatrixRunner:
 
     def _compare(self, cell: CellInProgress, baseline: PairBaselines, times: Times) -> None:
         is_as_before = self._is_large_as_before(baseline, times)
-        judge = self._bench.prompts.judge
-        compare_cell(cell, baseline, times, is_as_before, self._metrics, judge, self._budget)
-        # Alone it would take its own baselines for its own seeds and every step; its timing shares nothing as it is.
-        assert baseline.small.num_forwards is not None
-        num_calls = self._num_calls[None] + self._num_calls[cell.spec] + baseline.small.num_forwards
-        num_calls += sum(self._num_calls.get(baseline, 0) for baseline in baselines_of(cell.spec))
-        num_videos = len(cell.made.videos) if cell.made else 0
-        cell.result.num_forwards_alone = cell.result.num_forwards_timed + num_videos * num_calls
-        audit(self._bench, cell, times.latents[cell.spec][-1])
+        compare_cell(cell, baseline, times, is_as_before, self._metrics, self._bench.prompts.judge)
+        assert cell.made is not None
+        self._latents[cell.spec] = times.latents[cell.spec][-1]
+        self._judge(cell, cell.made.videos, baseline, 0)
         if cell.result.observed == Observed.BROKEN.value:
             cell.result.failure = "inexact"
             self._make_sure_of_large(cell, baseline)
+
+    def _judge(self, cell: CellInProgress, videos: Videos, baseline: PairBaselines, look: int) -> None:
+        result = cell.result
+        judge_fidelity(cell, videos, baseline.videos[look], self._looks, self._budget, self._is_screening)
+        # Alone it would take its own baselines for its own seeds and every step; its timing shares nothing as it is.
+        assert baseline.small.num_forwards is not None
+        num_calls = self._num_calls[None] + self._num_calls[cell.spec] + baseline.small.num_forwards
+        num_calls += sum(self._num_calls.get(one, 0) for one in baselines_of(cell.spec))
+        result.num_forwards_alone = result.num_forwards_timed + result.num_prompts * num_calls
+        if look == len(self._looks) - 1 or result.observed != Observed.UNDECIDED.value:
+            audit(self._bench, cell, self._latents.pop(cell.spec))
 
     def _learn_calls(self, spec: CellSpec, calls: Sequence[CallRecord]) -> None:
         self._num_calls[spec] = sum(call.has_run for call in calls)

@@ -11,6 +11,7 @@ from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.types import JsonObject
 
 from .cell_result import BaselineResult, CellResult, Confirmation
+from .intervals import CONFIDENCE
 
 __all__ = [
     "API_VERSION",
@@ -57,6 +58,7 @@ class PairRecord:
         fps: of the videos; ``None`` of stills.
         divergence: a row for every step and branch; see ``calibration.divergence.Divergence``.
         large_only, small_only: either denoiser alone.
+        spreads: standard deviations of ``psnr_db`` and ``ssim`` over the prompts of a pilot, LSL alone.
         headline: as confirmed; ``None`` where nothing was confirmed (a screening, or an interrupted run).
         front: ids of the cells on the front as confirmed, fastest first.
     """
@@ -75,6 +77,7 @@ class PairRecord:
     divergence: list[JsonObject] = field(default_factory=list)
     large_only: BaselineResult = field(default_factory=BaselineResult)
     small_only: BaselineResult = field(default_factory=BaselineResult)
+    spreads: dict[str, float] = field(default_factory=dict)
     headline: HeadlineRecord | None = None
     front: list[str] = field(default_factory=list)
 
@@ -136,7 +139,7 @@ class RunRecord:
     is_sharing: bool
     runs_refused: bool = False
     looks: list[int] = field(default_factory=list)
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
     families: dict[str, str] = field(default_factory=dict)
     work: WorkRecord = field(default_factory=WorkRecord)
 

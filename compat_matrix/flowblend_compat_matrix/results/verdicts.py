@@ -6,6 +6,11 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .intervals import Estimate
+
+MAX_ALIGNMENT_REACH = 0.04
+"""Alignment says nothing while its interval reaches further than four points: one wrong attribute of ten is no loss."""
+
 
 class Observed(str, enum.Enum):
     """Observed verdict on a cell.
@@ -22,6 +27,10 @@ class Observed(str, enum.Enum):
     REFUSED = "refused"
     BROKEN = "broken"
     SKIPPED = "skipped"
+
+
+QUALITY_VERDICTS = frozenset({Observed.PASS, Observed.DEGRADED, Observed.UNDECIDED})
+"""Verdicts on a cell that does what it says: they are about the quality budget, which no declaration speaks of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +55,11 @@ class QualityBudget:
 
 
 AGREEING = {
-    "composes": {Observed.PASS, Observed.DEGRADED, Observed.UNDECIDED},
-    "composes_with_reset": {Observed.PASS, Observed.DEGRADED, Observed.UNDECIDED},
-    "inert": {Observed.INERT},
+    "composes": QUALITY_VERDICTS,
+    "composes_with_reset": QUALITY_VERDICTS,
+    "inert": frozenset({Observed.INERT}),
     # Where it is run to audit the declaration, a loss or an adapter without effect says that the refusal is right.
-    "refused": {Observed.REFUSED, Observed.BROKEN, Observed.DEGRADED, Observed.INERT},
+    "refused": frozenset(Observed) - {Observed.PASS, Observed.SKIPPED},
 }
 """What may be observed where a verdict is declared. Quality is no part of a declaration."""
 
@@ -73,8 +82,9 @@ class Observation:
         is_identical_to_blend: with adapters, whether the same schedule without them gives the same latents.
         num_other_forwards: calls that another denoiser than the large one answered.
         psnr_db, ssim: to large-only; ``None`` where identical.
-        alignment, large_alignment: prompt alignment of the cell and of large-only.
+        alignment_kept: prompt alignment over large-only's; ``num_attributes`` that it is of.
         speedup: over large-only.
+        num_prompts: shown so far; ``has_more`` whether more could be, ``is_screening`` whether means decide.
     """
 
     is_large_alone: bool
@@ -84,23 +94,38 @@ class Observation:
     is_identical_to_large: bool
     is_identical_to_blend: bool | None
     num_other_forwards: int
-    psnr_db: float | None
-    ssim: float | None
-    alignment: float | None = None
-    large_alignment: float | None = None
-    speedup: float | None = None
+    psnr_db: Estimate | None
+    ssim: Estimate | None
+    alignment_kept: Estimate | None = None
+    num_attributes: int = 0
+    speedup: Estimate | None = None
+    num_prompts: int = 0
+    has_more: bool = False
+    is_screening: bool = False
 
 
 def observe(seen: Observation, budget: QualityBudget) -> tuple[Observed, list[str]]:
-    """The verdict on a cell that ran, and every reason for it (never none)."""
+    """The verdict on a cell that ran, and every reason for it (never none).
+
+    Of quality a cell passes where every interval lies on the good side of its bound, is degraded where one lies on the
+    bad side, and is undecided otherwise. Alignment is on the good side as long as its mean is: to be sure of it
+    every cell would need all prompts.
+    """
+    criteria = list(_criteria(seen, budget))
     for verdict, reasons in (
         (Observed.BROKEN, list(_broken(seen))),
         (Observed.INERT, list(_inert(seen))),
-        (Observed.DEGRADED, list(_degraded(seen, budget))),
+        (Observed.DEGRADED, [f"{one}, under the budget." for one in criteria if one.is_below]),
+        (
+            Observed.UNDECIDED,
+            [f"{one}: not certain after {seen.num_prompts} prompts." for one in criteria if one.is_open],
+        ),
     ):
         if reasons:
             return verdict, reasons
-    return Observed.PASS, [_passed(seen, budget)]
+    if seen.is_identical_to_large:
+        return Observed.PASS, ["Equals large-only bit for bit."]
+    return Observed.PASS, [f"Within the budget: {'; '.join(map(str, criteria))}."]
 
 
 def _broken(seen: Observation) -> Iterator[str]:
@@ -126,31 +151,43 @@ def _inert(seen: Observation) -> Iterator[str]:
         yield "The output equals large-only's, bit for bit."
 
 
-def _degraded(seen: Observation, budget: QualityBudget) -> Iterator[str]:
-    if seen.psnr_db is not None and seen.psnr_db < budget.min_psnr_db:
-        yield f"PSNR to large-only is {seen.psnr_db:.1f} dB, under the budget of {budget.min_psnr_db:g} dB."
-    if seen.ssim is not None and seen.ssim < budget.min_ssim:
-        yield f"SSIM to large-only is {seen.ssim:.3f}, under the budget of {budget.min_ssim:g}."
-    if seen.alignment is not None and seen.large_alignment:
-        kept = seen.alignment / seen.large_alignment
-        if kept < budget.min_alignment_kept:
-            yield (
-                f"Prompt alignment is {seen.alignment:.3f}, {kept:.1%} of large-only's {seen.large_alignment:.3f}, "
-                f"under the budget of {budget.min_alignment_kept:.0%}."
-            )
-    if seen.speedup is not None and seen.speedup < budget.min_speedup:
-        yield f"It is {seen.speedup:.2f} times as fast as large-only, under the budget of {budget.min_speedup:g}."
+@dataclass(frozen=True)
+class _Criterion:
+    """One figure beside the bound that the budget sets."""
+
+    name: str
+    estimate: Estimate
+    bound: float
+    form: str
+    is_kept_if_mean_is: bool = False
+
+    @property
+    def is_below(self) -> bool:
+        return self.estimate.high < self.bound
+
+    @property
+    def is_open(self) -> bool:
+        least = self.estimate.value if self.is_kept_if_mean_is else self.estimate.low
+        return least < self.bound and not self.is_below
+
+    def __str__(self) -> str:
+        value, low, high, bound = (format(one, self.form) for one in (*self.estimate, self.bound))
+        between = f" ({low} to {high})" if low != high else ""
+        return f"{self.name} {value}{between}, at least {bound} asked for"
 
 
-def _passed(seen: Observation, budget: QualityBudget) -> str:
-    if seen.is_identical_to_large:
-        return "Equals large-only bit for bit."
-    figures = []
-    if seen.psnr_db is not None:
-        figures.append(f"PSNR {seen.psnr_db:.1f} dB (at least {budget.min_psnr_db:g})")
-    if seen.ssim is not None:
-        figures.append(f"SSIM {seen.ssim:.3f} (at least {budget.min_ssim:g})")
-    if seen.alignment is not None and seen.large_alignment:
-        kept = seen.alignment / seen.large_alignment
-        figures.append(f"{kept:.1%} of large-only's prompt alignment (at least {budget.min_alignment_kept:.0%})")
-    return f"Within the budget: {', '.join(figures)}."
+def _criteria(seen: Observation, budget: QualityBudget) -> Iterator[_Criterion]:
+    for name, estimate, bound, form in (
+        ("PSNR in dB", seen.psnr_db, budget.min_psnr_db, ".2f"),
+        ("SSIM", seen.ssim, budget.min_ssim, ".3f"),
+    ):
+        if estimate is not None:
+            yield _Criterion(name, estimate.without_interval() if seen.is_screening else estimate, bound, form)
+    kept = seen.alignment_kept
+    if kept is not None and (
+        kept.reach <= MAX_ALIGNMENT_REACH or seen.has_more or kept.high < budget.min_alignment_kept
+    ):
+        name = f"prompt alignment of large-only's, on {seen.num_attributes} attributes,"
+        yield _Criterion(name, kept, budget.min_alignment_kept, ".1%", is_kept_if_mean_is=True)
+    if seen.speedup is not None and budget.min_speedup > 0.0:
+        yield _Criterion("speed-up over large-only", seen.speedup, budget.min_speedup, ".2f")

@@ -106,7 +106,7 @@ def take_turns(num_workers: int, num_threads: int, num_cpus: int | None, share_a
     return num_workers > 1 and (share_accelerator or num_workers * num_threads > (num_cpus or 1))
 
 
-def shown_prompts(num_cells: int, most: int = 4) -> int:
+def shown_prompts(num_cells: int, most: int = 3) -> int:
     """Prompts whose videos are kept: fewer where there are many cells, for the report is one file."""
     return most if num_cells <= 60 else 2 if num_cells <= 200 else 1
 

@@ -70,7 +70,7 @@ def _setting_changes(earlier: Matrix, fresh: Matrix, settings: RunSettings) -> I
             before["prompts"], now["prompts"] = pair.prompts, list(job.prompts * job.num_seeds)
         else:
             before["number of videos"] = len(pair.prompts)
-            now["number of videos"] = job.num_prompts * job.num_seeds
+            now["number of videos"] = job.num_videos
         yield from _changes(f"{pair.name}: ", before, now)
 
 

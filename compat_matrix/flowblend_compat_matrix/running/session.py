@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from ..measuring.jobs import Baselines, Batch, Began, FinishedCell, RunSettings
+from ..results.cells import CellSpec
 from ..results.expectations import Expectation, check_expectations
 from ..results.matrix_results import CellResult, Matrix
+from .confirming import confirm
 from .executors import Executor
 from .folder import write_files, write_matrix, write_report
 
@@ -23,8 +25,11 @@ def measure_matrix(
     folder: Path,
     progress: ProgressBar,
     expectations: Sequence[Expectation] = (),
+    specs: Mapping[tuple[str, str], CellSpec] | None = None,
 ) -> Path:
     """Measure all cells of ``batches`` into ``matrix`` and the folder; gives the path of the report.
+
+    ``specs`` are all cells by pair and id, for those that are confirmed at the end; without it those of ``batches``.
 
     ``matrix.json`` is written as cells are finished, so an interruption loses only those in progress: what is finished
     is reported before the ``KeyboardInterrupt`` goes on.
@@ -41,6 +46,9 @@ def measure_matrix(
                 else:
                     keeper.keep(message)
                     progress.advance(message.result)
+        own = {(batch.pair, cell.id): cell for batch in batches for cell in batch.cells}
+        for began in confirm(executor, settings, matrix, specs or own):
+            progress.show(began)
     except KeyboardInterrupt:
         if matrix.cells:
             keeper.write()

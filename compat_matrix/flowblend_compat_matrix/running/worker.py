@@ -64,7 +64,7 @@ class _OpenPair:
         preset = pairs_by_name(manager)[job.preset] if job.preset is not None else None
 
         if job.prompts is None:
-            prompts = own_prompts(preset, job.num_prompts, job.num_seeds)
+            prompts = own_prompts(preset, job.num_prompts, job.num_seeds, job.first_prompt)
         else:
             prompts = PromptSet(job.prompts * job.num_seeds)
         self._bench = Bench(
@@ -84,6 +84,7 @@ class _OpenPair:
             settings.num_repeats,
             settings.budget,
             settings.is_sharing,
+            settings.is_at_once,
             lambda: timing_alone(settings.timing_lock),
         )
         self.baseline = self.runner.measure_baseline()
@@ -128,8 +129,9 @@ class _OpenPair:
             divergence=[found._asdict() for found in baseline.divergences],
             large_only=baseline.large,
             small_only=baseline.small,
+            spreads={name: spread.std for name, spread in baseline.usual.items()},
         )
-        record.large_only.videos, large = self._encode("large-only", job.name, baseline.videos)
+        record.large_only.videos, large = self._encode("large-only", job.name, baseline.videos[0])
         record.small_only.videos, small = self._encode("small-only", job.name, baseline.small_videos)
         return record, {**large, **small}
 

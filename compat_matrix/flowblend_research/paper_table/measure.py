@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowblend_compat_matrix.measuring.bench import Bench, Videos
-from flowblend_compat_matrix.measuring.measurements import count_flops, over_prompts
+from flowblend_compat_matrix.measuring.fidelity import each, over_prompts
+from flowblend_compat_matrix.measuring.measurements import count_flops
 from flowblend_compat_matrix.measuring.metrics import psnr_db
 from flowblend_compat_matrix.results.cells import PAPER_SCHEDULES
 from flowblend_plugins.errors import FlowBlendError
@@ -104,8 +105,10 @@ def _measure_quality(
             raise FlowBlendError(f"{column.name}, {schedule}: FLOPs cannot be counted from shapes alone.")
         steps = spec.schedule.describe(generation.calls[0].step.num_inference_steps)
         videos = bench.make_videos(spec, "")
-    to_control = over_prompts("psnr_db", psnr_db, videos, control) if control is not None else (None, None)
-    to_baseline = over_prompts("psnr_db", psnr_db, videos, baseline) if baseline is not None else (None, None)
+    to_control, to_baseline = (
+        (None, None) if other is None else over_prompts(each("psnr_db", psnr_db, videos, other))
+        for other in (control, baseline)
+    )
     frechet_distance = judge.frechet_distance(videos)
     if frechet_distance is None:
         raise FlowBlendError("a Frechet distance needs at least two prompts.")
