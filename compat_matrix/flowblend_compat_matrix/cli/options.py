@@ -165,7 +165,7 @@ class CallOptions:
 
     @property
     def num_repeats(self) -> int:
-        """Timed generations."""
+        """Timed generations of each cell and baseline."""
         return self.repeats or (1 if self.screen else MIN_ROUNDS)
 
     @property

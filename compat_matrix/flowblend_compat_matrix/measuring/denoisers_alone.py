@@ -97,7 +97,7 @@ def measure_baseline(bench: Bench, pair_name: str, metrics: Mapping[str, Metric]
 def with_pilot(
     bench: Bench, baseline: PairBaselines, metrics: Mapping[str, Metric], shown: Sequence[range]
 ) -> PairBaselines:
-    """The same with the spreads over prompts of LSL alone.
+    """Add the spreads over prompts that LSL alone has.
 
     Args:
         shown: numbers of the prompts of the first looks; large-only's videos of them are kept for the cells.

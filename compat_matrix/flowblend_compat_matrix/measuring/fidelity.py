@@ -18,7 +18,7 @@ from .prompts import Judge
 
 @dataclass
 class Fidelity:
-    """What is known of the videos of one cell, or of one denoiser alone; prompts are added in their order.
+    """Figures of the videos of one cell, or of one denoiser alone; prompts are added in their order.
 
     Attributes:
         metrics: name to function of (video, large-only's video).
@@ -54,7 +54,7 @@ class Fidelity:
         return estimate_mean(finite, self._error(looks), self.usual[name]) if finite else None
 
     def estimate_kept(self, looks: Sequence[int]) -> Estimate | None:
-        """Prompt alignment over large-only's."""
+        """Prompt alignment over large-only's, with its interval."""
         return (
             estimate_kept(self.right, self.large_right, self._error(looks), self.usual["right"]) if self.right else None
         )
@@ -83,7 +83,7 @@ class Fidelity:
 
 
 def describe_large(videos: Videos, judge: Judge | None, result: BaselineResult) -> None:
-    """What can be said of large-only's own videos."""
+    """Describe large-only's own videos, which nothing is compared with."""
     if videos.shape[1] >= 3:
         result.metrics["flicker"] = {"mean": flicker(videos), "std": None}
     if judge is not None:

@@ -124,7 +124,7 @@ def std_of_logs(interval: Sequence[float], num_rounds: int) -> float:
 
 @cache
 def _quantile(degrees: int, error: float) -> float:
-    """Of Student's t distribution: what it exceeds on either side with probability ``error`` together."""
+    """Bound that Student's t distribution exceeds on either side with probability ``error`` together."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 1.0 - error / 2.0))

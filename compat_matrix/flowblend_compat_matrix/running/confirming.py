@@ -70,7 +70,7 @@ def candidates(cells: Sequence[CellResult]) -> list[CellResult]:
 
 
 def _wanted(pair: PairRecord, cells: Sequence[CellResult]) -> list[CellResult]:
-    """What is measured next: at first the front and the fastest candidates, then more of these until one holds."""
+    """Cells to measure next: at first the front and the fastest candidates, then more of these until one holds."""
     untried = [cell for cell in candidates(cells) if cell.confirmation is None]
     if pair.headline is None:
         front = [cell for cell in on_front(list(cells)) if not cell.is_identical_to_large]
@@ -113,7 +113,7 @@ def _figures(result: CellResult) -> Confirmation:
 
 
 def _other_prompts(job: PairJob) -> PairJob:
-    """The same job on other prompts where the pair has them, and in any case on other seeds."""
+    """Move a job to other prompts where the pair has them, and in any case on other seeds."""
     num_before = job.num_videos
     if job.prompts is not None:
         return replace(job, seed=job.seed + num_before)
