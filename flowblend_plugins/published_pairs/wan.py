@@ -170,7 +170,7 @@ SKYREELS_V2_I2V = PairPreset(
         "in (latents, mask, image latents), image width 1280, text width 4096, flow matching."
     ),
     caveats=(
-        "It takes an image, so it is for Python: `flowblend run` has no option for one.",
+        "It takes an image: `flowblend run --image FILE`.",
         "Set the scheduler's flow_shift to 5.0, the value of SkyReels-V2 for image-to-video.",
         "Text-to-video was published at 14B only; the diffusion-forcing pipelines cannot be routed (they step copies "
         "of their scheduler).",
