@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## the router's overhead, side by side with a plain call an
 matrix: $(INSTALLED)  ## every adapter and pair of adapters on every schedule, both embedded pairs: out/matrix; resumes
 	$(BIN)/flowblend matrix run --pair reference --pair reference-unet --all-adapters --depth 2 --workers 2 --cell-timeout 120 --resume --out out/matrix
 
-bench-frontier: $(INSTALLED)  ## tuned stacks against every single technique at equal fidelity: out/frontier (20 minutes)
+bench-frontier: $(INSTALLED)  ## computed stacks against every single technique at equal fidelity: out/frontier (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m flowblend_research.frontier --out out/frontier
 
 paper-table: $(INSTALLED)  ## a table like the paper's on the embedded pair: docs/paper_table.md (some minutes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblend_plugins import PairPreset, hookimpl
+from flowblend_plugins import PairPreset, UsageError, hookimpl
 from flowblend_plugins.hookspecs import Metric
 
 from .measuring.metrics import Videos, flicker, high_frequency_error, psnr_db, ssim
@@ -91,7 +91,13 @@ def flowblend_register_metrics() -> Mapping[str, Metric]:
 @hookimpl
 def flowblend_register_commands(app: typer.Typer) -> None:
     from .cli.commands import matrix
-    from .tune.command import tune
 
     app.add_typer(matrix, name="matrix")
-    app.command()(tune)
+
+    @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def tune() -> None:
+        """Say what takes the place of this former command."""
+        raise UsageError(
+            "`flowblend tune` is gone: `flowblend plan --min-psnr 25` computes a stack without trials, as good as "
+            "1,400 of them found (docs/planning.md). For another pair run `flowblend calibrate forecast` first."
+        )

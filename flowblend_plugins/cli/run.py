@@ -64,7 +64,7 @@ _CalibrationOption = Annotated[
 ]
 _ConfigurationOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Schedule and adapters as `flowblend tune` wrote them; --adapter adds more."),
+    typer.Option(metavar="FILE", help="Schedule and adapters as `flowblend plan` wrote them; --adapter adds more."),
 ]
 _FpsOption = Annotated[float, typer.Option(min=0.1, max=1000.0, help="Frames a second of the video.")]
 _ReentryOption = Annotated[
@@ -126,7 +126,7 @@ def run(
 
         flowblend run --schedule auto --calibration boundaries.json
 
-        flowblend run --configuration out/tune/tuned.json
+        flowblend run --configuration out/plan/plan.json
 
         flowblend run --large ./wan14b --small ./wan1.3b --prompt "a cat surfing" --steps 50
     """

@@ -1,4 +1,4 @@
-"""A schedule and a stack of adapters in a file, as ``flowblend tune`` writes them."""
+"""Configuration file: a schedule and a stack of adapters, as ``flowblend plan`` writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_configuration(path: str | Path, pair: str | None = None) -> Configurati
     """Read the schedule and adapters for ``enable(pipe, small, **read_configuration(path))``.
 
     Args:
-        path: a JSON object with ``schedule`` and ``adapters``, such as the file that ``flowblend tune`` writes.
+        path: a JSON object with ``schedule`` and ``adapters``, such as the file that ``flowblend plan`` writes.
         pair: name of the registered pair that it is going to be used on, where that is known.
 
     Raises:
@@ -29,7 +29,7 @@ def read_configuration(path: str | Path, pair: str | None = None) -> Configurati
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FlowBlendError(f"configuration {path} does not exist. `flowblend tune --out DIR` writes one.") from error
+        raise FlowBlendError(f"configuration {path} does not exist. `flowblend plan --out DIR` writes one.") from error
     except (OSError, ValueError) as error:
         raise FlowBlendError(f"configuration {path} cannot be read: {error}.") from error
     schedule = found.get("schedule") if isinstance(found, dict) else None
@@ -41,7 +41,7 @@ def read_configuration(path: str | Path, pair: str | None = None) -> Configurati
     made_for = found.get("pair")
     if pair is not None and made_for is not None and made_for != pair:
         raise FlowBlendError(
-            f"configuration {path} was tuned for pair {made_for}, and this is {pair}. Tune that one: "
-            f"flowblend tune --pair {pair}."
+            f"configuration {path} was made for pair {made_for}, and this is {pair}. Calibrate and plan for that one: "
+            f"`flowblend calibrate forecast --pair {pair}`, then `flowblend plan --moments FILE`."
         )
     return {"schedule": schedule, "adapters": list(adapters)}

@@ -162,7 +162,8 @@ def test_every_command_has_its_help_in_the_docs() -> None:
 
     app = typer.Typer()
     make_plugin_manager().hook.flowblend_register_commands(app=app)
-    commands = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    shown = [info for info in app.registered_commands if not info.hidden]
+    commands = {info.name or info.callback.__name__ for info in shown if info.callback}
     groups = {info.name for info in app.registered_groups}
     assert commands <= set(BLOCKS)
     assert all(any(block.startswith(str(group)) for block in BLOCKS) for group in groups)

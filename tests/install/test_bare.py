@@ -23,7 +23,6 @@ MODULES_OF_EXTRAS = (
     "DeepCache",
     "peft",
     "cache_dit",
-    "optuna",
     "ray",
 )
 

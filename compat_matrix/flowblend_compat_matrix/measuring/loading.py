@@ -22,9 +22,9 @@ from .bench import Bench
 from .prompts import PromptSet, own_prompts
 
 FIRST_PROMPT = 256
-"""Tuning takes the pair's prompts from here on, so that none of those that others measure with was tuned on."""
+"""Studies take the pair's prompts from here on, none of which a matrix run measures with."""
 SEED = 50_000
-"""Likewise of the noise."""
+"""First seed of their noise, for the same reason."""
 
 
 class PairChoice(NamedTuple):

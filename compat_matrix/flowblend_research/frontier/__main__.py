@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowblend_compat_matrix.tune.race import Configuration, Point, Race
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.types import JsonObject
 
-from .techniques import blended_techniques, single_techniques, tuned_techniques
+from .race import Configuration, Point, Race
+from .techniques import blended_techniques, computed_techniques, single_techniques
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NUM_PROMPTS = 24
@@ -27,12 +27,12 @@ def measure(race: Race, techniques: dict[str, list[Configuration]]) -> dict[str,
     return {name: [found[one] for one in ones if one in found] for name, ones in techniques.items()}
 
 
-def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: bool) -> str:
+def make_frontier(out: Path, plans: Sequence[Path], num_prompts: int, is_quick: bool) -> str:
     """Measure and write ``frontier.json``, ``frontier.png`` and ``frontier.md`` into ``out``; gives the page.
 
     Args:
         out: is made where it does not exist.
-        tuned: what ``flowblend plan`` or ``flowblend tune`` wrote; their fronts are measured.
+        plans: what ``flowblend plan`` wrote; their fronts are measured.
         num_prompts: rounds, at least 2.
         is_quick: one setting of each technique, to see that everything works.
     """
@@ -43,7 +43,7 @@ def make_frontier(out: Path, tuned: Sequence[Path], num_prompts: int, is_quick: 
     from .page import to_json, to_markdown
     from .plot import draw
 
-    techniques = single_techniques() | blended_techniques() | tuned_techniques(tuned)
+    techniques = single_techniques() | blended_techniques() | computed_techniques(plans)
     if is_quick:
         techniques = {name: ones[:1] for name, ones in techniques.items()}
     manager = make_plugin_manager()
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and measure the frontier."""
     parser = argparse.ArgumentParser(prog="flowblend-frontier", description=(__doc__ or "").strip())
     shipped = sorted((DOCS / "planned").glob("*.json"))
-    told = "of `flowblend plan` or `flowblend tune` (default: those in docs/planned)"
-    parser.add_argument("--tuned", type=Path, nargs="+", default=shipped, help=told)
+    told = "files of `flowblend plan` (default: those in docs/planned)"
+    parser.add_argument("--plans", type=Path, nargs="+", default=shipped, help=told)
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rounds (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one setting of each technique")
     parser.add_argument("--out", type=Path, default=Path("out/frontier"), help="folder (default: %(default)s)")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.prompts < 2:
         parser.error("--prompts must be at least 2: a spread needs more than one")
     try:
-        page = make_frontier(given.out, given.tuned, given.prompts, given.quick)
+        page = make_frontier(given.out, given.plans, given.prompts, given.quick)
     except FlowBlendError as error:
         sys.exit(f"flowblend-frontier: {error}")
     print(page[page.index("## At equal fidelity") : page.index("## Every point")])

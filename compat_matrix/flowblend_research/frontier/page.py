@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from flowblend_compat_matrix.tune.race import Point
 from flowblend_plugins.types import JsonObject
 
 from ..tables import table
 from .advantage import Advantage, Level, advantages, levels, usual_ratio
+from .race import Point
 
 GOAL = 1.3
 Measured = Mapping[str, Sequence[Point]]
@@ -29,15 +29,15 @@ def to_markdown(measured: Measured, about: JsonObject) -> str:
     """The page that is committed with the figures."""
     environment, num = about["environment"], about["num_prompts"]
     lines = [
-        "# Tuned stacks against single techniques",
+        "# Computed stacks against single techniques",
         "",
         f"Made by `{about['command']}` on {environment['device']}, {environment['date'][:10]}; the data are in "
         "[frontier.json](frontier.json). The embedded reference pair at its operating point.",
-        f"There are {num} held-out prompts and seeds, none of which was tuned on. Every stack runs once in each round, "
-        "one round for each prompt, and large-only three times.",
+        f"There are {num} held-out prompts and seeds, on which nothing was calibrated. Every stack runs once in each "
+        "round, one round for each prompt, and large-only three times.",
         "Speed is the median over the rounds of the ratio to large-only, without decoding; FLOPs are the denoisers', "
-        "all products. What this pair cannot tell: [The reference pair](reference_pair.md). How the stacks were found: "
-        "[Tuning](tuning.md).",
+        "all products. What this pair cannot tell: [The reference pair](reference_pair.md). How the stacks were "
+        "computed: [Planning](planning.md).",
         "",
         "![Speed against PSNR, alignment and Frechet distance](frontier.png)",
         "",
@@ -48,7 +48,7 @@ def to_markdown(measured: Measured, about: JsonObject) -> str:
         "## At each technique's operating points",
         "",
         *table(
-            ("technique", "setting", "speed", "PSNR", "fastest tuned, at least as faithful", "advantage"),
+            ("technique", "setting", "speed", "PSNR", "fastest computed, at least as faithful", "advantage"),
             map(_operating_point, advantages(measured)),
         ),
         "",
@@ -68,14 +68,15 @@ def to_markdown(measured: Measured, about: JsonObject) -> str:
 
 def _levels(found: Sequence[Level], measure: str) -> Iterator[str]:
     if not found:
-        yield from (f"No tuned stack reaches the useful range {measure}.", "")
+        yield from (f"No computed stack reaches the useful range {measure}.", "")
         return
     ratios = [level.ratio for level in found]
     met = sum(ratio >= GOAL for ratio in ratios)
     yield (
-        f"**{measure.capitalize()}**, from {found[0].psnr_db:g} to {found[-1].psnr_db:g} dB, the cheapest tuned stack "
-        f"is {min(ratios):.2f} to {max(ratios):.2f} times as cheap as the cheapest single technique as faithful, "
-        f"the median {usual_ratio(found):.2f}; at {met} of {len(found)} levels {GOAL} times or more, the goal."
+        f"**{measure.capitalize()}**, from {found[0].psnr_db:g} to {found[-1].psnr_db:g} dB, the cheapest computed "
+        f"stack is {min(ratios):.2f} to {max(ratios):.2f} times as cheap as the cheapest single technique as "
+        f"faithful, the median {usual_ratio(found):.2f}; at {met} of {len(found)} levels {GOAL} times or "
+        "more, the goal."
     )
     yield ""
     rows = (
@@ -83,20 +84,20 @@ def _levels(found: Sequence[Level], measure: str) -> Iterator[str]:
             f"{level.psnr_db:g} dB",
             f"{level.technique}: `{level.single.configuration.text}`",
             f"{level.single.gain(level.cost):.2f}×, {level.single.psnr_db:.1f} dB",
-            f"`{level.tuned.configuration.text}`",
-            f"{level.tuned.gain(level.cost):.2f}×, {level.tuned.psnr_db:.1f} dB",
+            f"`{level.computed.configuration.text}`",
+            f"{level.computed.gain(level.cost):.2f}×, {level.computed.psnr_db:.1f} dB",
             f"**{level.ratio:.2f}×**",
         )
         for level in found
     )
-    yield from (*table(("at least", "single technique", "", "tuned stack", "", "tuned over single"), rows), "")
+    yield from (*table(("at least", "single technique", "", "computed stack", "", "computed over single"), rows), "")
 
 
 def _operating_point(one: Advantage) -> tuple[str, ...]:
-    tuned = "none is" if one.tuned is None else f"{one.tuned.speedup:.2f}×, {one.tuned.psnr_db:.1f} dB"
+    computed = "none is" if one.computed is None else f"{one.computed.speedup:.2f}×, {one.computed.psnr_db:.1f} dB"
     setting = " + ".join(one.point.configuration.adapters) or one.point.configuration.schedule
     ratio = "–" if one.ratio is None else f"{one.ratio:.2f}×"
-    return one.technique, f"`{setting}`", f"{one.point.speedup:.2f}×", f"{one.point.psnr_db:.1f} dB", tuned, ratio
+    return one.technique, f"`{setting}`", f"{one.point.speedup:.2f}×", f"{one.point.psnr_db:.1f} dB", computed, ratio
 
 
 def _row(technique: str, point: Point) -> tuple[str, ...]:
@@ -136,8 +137,8 @@ def _advantage(one: Advantage) -> JsonObject:
         "config": one.point.configuration.text,
         "psnr_db": _known(one.point.psnr_db),
         "speedup_over_large": _known(one.point.speedup),
-        "tuned_config": None if one.tuned is None else one.tuned.configuration.text,
-        "tuned_speedup_over_large": None if one.tuned is None else _known(one.tuned.speedup),
+        "tuned_config": None if one.computed is None else one.computed.configuration.text,
+        "tuned_speedup_over_large": None if one.computed is None else _known(one.computed.speedup),
         "advantage": _known(one.ratio),
     }
 
@@ -148,6 +149,6 @@ def _level(level: Level) -> JsonObject:
         "psnr_db": level.psnr_db,
         "technique": level.technique,
         "single_config": level.single.configuration.text,
-        "tuned_config": level.tuned.configuration.text,
+        "tuned_config": level.computed.configuration.text,
         "advantage": _known(level.ratio),
     }

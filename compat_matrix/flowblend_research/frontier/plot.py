@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowblend_compat_matrix.tune.race import Point
 from flowblend_plugins.types import JsonObject
 
-from .techniques import TUNED, is_single
+from .race import Point
+from .techniques import COMPUTED, is_single
 
 PANELS = (("psnr_db", "PSNR to large-only, dB"), ("alignment", "captions right"), ("frechet", "Frechet distance"))
 HIGHEST_DB = 60
 
 
 def draw(measured: Mapping[str, Sequence[Point]], path: Path) -> None:
-    """A panel for each quantity; single techniques as lines, blending with one of them dotted, tuned stacks black."""
+    """A panel for each quantity; single techniques as lines, with blending dotted; computed stacks black."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,7 +26,7 @@ def draw(measured: Mapping[str, Sequence[Point]], path: Path) -> None:
     for axes, (quantity, label) in zip(all_axes, PANELS, strict=True):
         for number, (name, points) in enumerate(measured.items()):
             style: JsonObject = {"marker": "o", "ms": 4, "lw": 0.9, "color": colours(number % 20)}
-            if name == TUNED:
+            if name == COMPUTED:
                 style = {"marker": "s", "ms": 5, "lw": 0, "color": "black", "zorder": 9}
             elif not is_single(name):
                 style |= {"ls": ":", "marker": "^"}

@@ -1,14 +1,16 @@
-"""Techniques that are compared: every single technique over its range, blending with each cache, and tuned stacks."""
+"""Techniques that are compared: each single one over its range, blending with each cache, and computed stacks."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from flowblend_compat_matrix.tune.race import Configuration
-from flowblend_compat_matrix.tune.record import read_configurations
+from flowblend_plugins.errors import FlowBlendError
 
-TUNED = "tuned"
+from .race import Configuration
+
+COMPUTED = "computed"
 WITH_BLENDING = "LSL + "
 """Begins the name of a technique that is plain blending with one more."""
 
@@ -54,13 +56,23 @@ def blended_techniques() -> dict[str, list[Configuration]]:
     }
 
 
-def tuned_techniques(paths: Sequence[Path]) -> dict[str, list[Configuration]]:
-    """The fronts of searches, as one. Raises ``FlowBlendError`` where a file is none of theirs."""
-    return {TUNED: list(dict.fromkeys(one for path in paths for one in read_configurations(path)))}
+def computed_techniques(paths: Sequence[Path]) -> dict[str, list[Configuration]]:
+    """The fronts of ``flowblend plan``, as one. Raises ``FlowBlendError`` where a file is none of its."""
+    return {COMPUTED: list(dict.fromkeys(one for path in paths for one in _read_front(path)))}
+
+
+def _read_front(path: Path) -> list[Configuration]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["api_version"] != 1:
+            raise ValueError(f"api_version {found['api_version']}")
+        return [Configuration(one["schedule"], tuple(one["adapters"])) for one in found["front"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FlowBlendError(f"{path} is no result of `flowblend plan`: {type(error).__name__}: {error}.") from error
 
 
 def is_single(technique: str) -> bool:
-    return technique != TUNED and not technique.startswith(WITH_BLENDING)
+    return technique != COMPUTED and not technique.startswith(WITH_BLENDING)
 
 
 def _some(texts: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from flowblend_plugins.types import Keywords, KeywordsView, Pipeline, Scheduler
 
 FIRST_CALIBRATION_PROMPT, FIRST_PROMPT = 700, 400
 CALIBRATION_SEED, SEED = 130_000, 110_000
-"""Captions and noise that neither tuning nor the frontier nor the shipped moments have."""
+"""Captions and noise that neither the frontier nor the shipped moments have."""
 
 
 def load_wan() -> tuple[Pipeline, Keywords]:

@@ -79,7 +79,7 @@ def plan(
 
 
 def to_record(found: Plan, budget: Budget, measured: VelocityMoments, moments: str) -> Keywords:
-    """The configuration file, with the front as ``flowblend tune`` writes it; figures are predictions."""
+    """The configuration file and the whole front; figures are predictions."""
     from importlib.metadata import version
 
     own = measured.own_sampling

@@ -1,4 +1,4 @@
-"""A tiny bench to search on, and points that are made up."""
+"""A tiny bench to measure on, and points that are made up."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from flowblend_compat_matrix.measuring.bench import Bench
 from flowblend_compat_matrix.measuring.prompts import PromptSet
-from flowblend_compat_matrix.tune.race import Configuration, Point
 from flowblend_plugins.pairs.loading import load_denoiser
 from flowblend_plugins.pairs.open import load_pipeline
+from flowblend_research.frontier.race import Configuration, Point
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "guidance_scale": 5.0, "num_inference_steps": 10}
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from flowblend_compat_matrix.measuring.bench import Bench, Videos
+from flowblend_compat_matrix.measuring.metrics import psnr_db
+from flowblend_compat_matrix.results.cells import CellSpec
+from flowblend_plugins.blend import Blend
 from flowblend_plugins.errors import FlopCountError, FlowBlendError
 from flowblend_plugins.schedule import StageSchedule
 
-from ..measuring.bench import Bench, Videos
-from ..measuring.metrics import psnr_db
-from ..results.cells import CellSpec
-
 LARGE_RUNS = 3
-LARGE_TIMES_KEPT = 5
 Cost = Literal["time", "flops"]
 
 
@@ -99,8 +97,6 @@ class Race:
         self.large: Point | None = None
         self.refused: dict[Configuration, str] = {}
         self._report = report
-        self._wanted: dict[int, Videos] = {}
-        self._large_ms: deque[float] = deque(maxlen=LARGE_TIMES_KEPT)
 
     def run(self, configurations: Iterable[Configuration], numbers: Sequence[int]) -> list[Point]:
         """Points of those stacks that are not refused, in their order.
@@ -117,30 +113,6 @@ class Race:
             self._report(f"round {done} of {len(numbers)}")
         self.large = self._point(large)
         return [self._point(lane) for lane in lanes if lane.configuration not in self.refused]
-
-    def try_one(self, configuration: Configuration, numbers: Sequence[int], give_up_below_db: float) -> Point | None:
-        """One stack against large-only, whose videos are kept: cheap, for a search; ``None`` if refused.
-
-        Large-only runs once, for its time; the median of its last few is what the stack's are compared with.
-
-        Args:
-            configuration: the stack.
-            numbers: of the prompts it is shown, unless its first video is further from large-only's than
-                ``give_up_below_db``.
-        """
-        lane = _Lane(configuration)
-        self._large_ms.append(self.bench.make_one(None, numbers[0])[1])
-        large_ms = statistics.median(self._large_ms)
-        for number in numbers:
-            if number not in self._wanted:
-                self._wanted[number] = self.bench.make_one(None, number)[0]
-            made = self._make(lane, number)
-            if made is None:
-                return None
-            lane.add(made[0], self._wanted[number], large_ms / made[1])
-            if lane.psnrs[0] < give_up_below_db:
-                break
-        return self._point(lane)
 
     def _round(self, lanes: Sequence[_Lane], large: _Lane, number: int, turn: int) -> None:
         wanted, first_ms = self.bench.make_one(None, number)
@@ -173,9 +145,9 @@ class Race:
             return None
         return made
 
-    def _steps_kept(self, blend: object) -> float:
+    def _steps_kept(self, blend: Blend) -> float:
         """Steps of this generation over those of large-only, which a trace cannot know."""
-        own = blend.trace.generations[-1].calls[0].step.num_inference_steps  # type: ignore[attr-defined]
+        own = blend.trace.generations[-1].calls[0].step.num_inference_steps
         return own / self.bench.call.get("num_inference_steps", own)
 
     def _point(self, lane: _Lane) -> Point:
