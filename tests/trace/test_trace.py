@@ -26,9 +26,12 @@ from flowblend_plugins.trace.generation import CallRecord, Generation
 
 
 def rows(summary: str) -> list[list[str]]:
-    """The cells of the summary's table, without its heading."""
-    table = [line for line in summary.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    """The cells of the summary's table, without its heading; an outcome without a column occurred nowhere."""
+    table = [
+        [one.strip() for one in line.strip("|").split("|")] for line in summary.splitlines() if line.startswith("|")
+    ]
+    heads = ("steps", "stage", "by", "branches", "compute", "reuse", "predict", "ms", "ms each")
+    return [[dict(zip(table[0], row, strict=True)).get(head, "0") for head in heads] for row in table[2:]]
 
 
 class SendUncondToSmall:
