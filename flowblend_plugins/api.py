@@ -11,7 +11,7 @@ from .calibration.guard import CalibrationGuard
 from .contract.adapter import Adapter
 from .errors import ScheduleError
 from .schedule import AUTO, StageSchedule
-from .types import Pipeline
+from .types import KeywordsView, Pipeline
 
 
 def enable(
@@ -26,6 +26,8 @@ def enable(
     reentry: str = "recompute",
     denoisers: Mapping[str, DenoiserSource] | None = None,
     plugins: Iterable[object] = (),
+    idle: str = "keep",
+    small_options: KeywordsView | None = None,
 ) -> Blend:
     """Let a small denoiser of the same family answer part of a pipeline's steps (FlowBlending, arXiv 2512.24724).
 
@@ -45,6 +47,10 @@ def enable(
         denoisers: further denoisers by capital letter, for schedules over more than two. On a Wan 2.2 pipeline ``L``
             is its high-noise expert and its low-noise one is called by naming it here.
         plugins: plugin objects for this pipeline alone, beside the installed ones.
+        idle: where denoisers are that do not answer: ``"keep"`` leaves them, ``"cpu"`` keeps them on the CPU, so that
+            never two are on the GPU, and ``"prefetch"`` brings the next one while the last step before it is computed.
+        small_options: where ``small`` is a hub id or folder: keyword arguments for its ``from_pretrained``
+            (``quantization_config=...``), and ``storage_dtype=`` for diffusers' layerwise casting.
 
     Returns:
         The :class:`Blend`: its ``trace``, and ``disable()``.
@@ -66,4 +72,4 @@ def enable(
     elif early is not None or late is not None:
         raise ScheduleError("early= and late= go with a schedule by name; this StageSchedule has its own boundaries.")
     guards = () if calibration is None else (CalibrationGuard(calibration),)
-    return Blend(pipe, small, schedule, adapters, reentry, denoisers or {}, plugins, guards)
+    return Blend(pipe, small, schedule, adapters, reentry, denoisers or {}, plugins, guards, idle, small_options or {})

@@ -19,7 +19,8 @@ from .contract.stack import judge_call
 from .contract.traits import Composition, Verdict
 from .errors import PairError, RoutingError
 from .manager import FlowblendPluginManager, make_adapters, make_plugin_manager, pairs_by_name
-from .pairs.loading import check_blendable, load_denoiser
+from .pairs.loading import LoadingOptions, check_blendable, load_denoiser
+from .pairs.precision import warn_of_other_precisions
 from .pairs.preset import pair_of
 from .pipelines.components import (
     EnabledPipeline,
@@ -30,14 +31,16 @@ from .pipelines.components import (
     refuse_compile_wrapper,
 )
 from .pipelines.control_scales import control_scales_fitted
+from .pipelines.idle import IdleDenoisers
 from .pipelines.timesteps import set_as_called
 from .routing.clock import Clock
+from .routing.host import router_of
 from .routing.replay import Recording, Tape
-from .routing.router import ModelRouter, router_of
+from .routing.router import ModelRouter
 from .schedule import StageSchedule
 from .step import Outcome, StepContext
 from .trace.trace import Trace
-from .types import Keywords, Output, Pipeline
+from .types import Keywords, KeywordsView, Output, Pipeline
 
 DenoiserSource = str | Path | nn.Module | Pipeline
 
@@ -75,10 +78,13 @@ class Blend:
         further: Mapping[str, DenoiserSource] = types.MappingProxyType({}),
         plugins: Iterable[object] = (),
         guards: Sequence[Guard] = (),
+        idle: str = "keep",
+        small_options: KeywordsView = types.MappingProxyType({}),
     ) -> None:
         found = denoisers_of(pipe)
+        loading = LoadingOptions(small_options, may_be_on_cpu=idle != "keep")
         with _alone_on(pipe, found):
-            self._put_on(pipe, found, small, schedule, adapters, reentry, further, plugins, guards)
+            self._put_on(pipe, found, small, schedule, adapters, reentry, further, plugins, guards, idle, loading)
 
     def _put_on(
         self,
@@ -91,6 +97,8 @@ class Blend:
         further: Mapping[str, DenoiserSource],
         plugins: Iterable[object],
         guards: Sequence[Guard],
+        idle: str,
+        loading: LoadingOptions,
     ) -> None:
         self.pipeline = pipe
         self.schedule = schedule
@@ -98,7 +106,11 @@ class Blend:
         requested = make_adapters(self.plugin_manager, tuple(adapters))
         stack = self._stack = AttachedStack(pipe, found.slot, schedule, reentry, requested, self.plugin_manager)
         stack.choose()
-        self.denoisers: dict[str, nn.Module] = _collect_denoisers(pipe, found, schedule, {"S": small, **further})
+        self.denoisers: dict[str, nn.Module] = _collect_denoisers(
+            pipe, found, schedule, {"S": small, **further}, loading
+        )
+        warn_of_other_precisions(self.denoisers)
+        placed = IdleDenoisers(self.denoisers, idle)
         for guard in guards:
             guard.check_denoisers(self.denoisers)
         self.trace: Trace = Trace(self.denoisers, schedule)
@@ -106,7 +118,7 @@ class Blend:
         pair = pair_of(pipe, self.denoisers.get("S"), pairs_by_name(self.plugin_manager).values())
         target = self._target = AttachTarget(pipe, self.denoisers, self.trace.reporter, schedule, reentry, pair)
         router = ModelRouter(
-            pipe, self.denoisers, found.called, schedule, self.plugin_manager.hook, self.trace, reentry
+            pipe, self.denoisers, found.called, schedule, self.plugin_manager.hook, self.trace, reentry, placed
         )
         enabled = self._enabled = EnabledPipeline(pipe, found, others, self._run_generation)
         self._router, self._found = router, found
@@ -117,6 +129,8 @@ class Blend:
             undo.callback(router.detach)
             router.attach()
             undo.enter_context(control_scales_fitted(self.denoisers["L"], others))
+            undo.callback(placed.detach)
+            placed.attach()
             undo.callback(stack.detach)
             stack.attach(target, [(type(guard).__name__, guard.attach) for guard in guards])
             self._undo = undo.pop_all()
@@ -313,7 +327,11 @@ def _refuse_second_blend(pipe: Pipeline, found: PipelineDenoisers) -> None:
 
 
 def _collect_denoisers(
-    pipe: Pipeline, found: PipelineDenoisers, schedule: StageSchedule, sources: Mapping[str, DenoiserSource | None]
+    pipe: Pipeline,
+    found: PipelineDenoisers,
+    schedule: StageSchedule,
+    sources: Mapping[str, DenoiserSource | None],
+    loading: LoadingOptions,
 ) -> dict[str, nn.Module]:
     """Load, check and name the denoisers; a refusal here leaves the pipeline untouched."""
     slot = found.slot
@@ -321,14 +339,14 @@ def _collect_denoisers(
     for letter, source in sources.items():
         if source is None:
             continue
-        denoiser = load_denoiser(source, pipe, slot)
+        denoiser = load_denoiser(source, pipe, slot, loading if letter == "S" else loading.without_options())
         refuse_compile_wrapper(denoiser, f"denoiser {letter}")
         if router_of(denoiser) is not None:
             raise PairError(
                 f"denoiser {letter} is the large denoiser of another pipeline on which FlowBlending is enabled. "
                 "Disable it there first, or load it a second time."
             )
-        check_blendable(pipe, slot, letter, denoiser, source)
+        check_blendable(pipe, slot, letter, denoiser, source, loading)
         denoisers[letter] = denoiser
     for number, host in enumerate(found.called):
         if not any(host is denoiser for denoiser in denoisers.values()):

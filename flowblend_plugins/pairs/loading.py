@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeGuard, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import nn
 
 from ..errors import PairError
 from ..pipelines.source import read_source
-from ..types import Denoiser, Pipeline
+from ..types import Denoiser, KeywordsView, Pipeline
 from .configs import configs_of_denoiser, configs_of_pipeline, forward_parameters
 from .facts import Difference, differences
 from .stored import find_denoiser
 
 
-def load_denoiser(source: object, pipe: Pipeline, slot: str) -> nn.Module:
+class LoadingOptions(NamedTuple):
+    """Loading of a denoiser that is given by id or folder, and where any denoiser may stand.
+
+    Attributes:
+        given: keyword arguments for ``from_pretrained`` (``quantization_config``, for one), and ``storage_dtype``, in
+            which ``enable_layerwise_casting`` then keeps its weights.
+        may_be_on_cpu: it is moved to the large one's device when its stage comes.
+    """
+
+    given: KeywordsView = types.MappingProxyType({})
+    may_be_on_cpu: bool = False
+
+    def without_options(self) -> LoadingOptions:
+        """Leave the options for the small denoiser out."""
+        return self._replace(given=types.MappingProxyType({}))
+
+
+_DEFAULT = LoadingOptions()
+
+
+def load_denoiser(source: object, pipe: Pipeline, slot: str, loading: LoadingOptions = _DEFAULT) -> nn.Module:
     """A denoiser from a hub id, a folder, a loaded pipeline or a loaded denoiser.
 
     What is loaded here has the large denoiser's dtype and stands where the large one computes. A stored pair is judged
     by its configs first, so that a refusal costs no download and no reading of weights.
 
     Raises:
-        PairError: nothing can be loaded from the source, or what is stored there cannot be blended.
+        PairError: nothing can be loaded from the source, what is stored there cannot be blended, or there are options
+            for what is loaded already.
     """
+    if loading.given and not isinstance(source, (str, Path)):
+        raise PairError(
+            f"small_options has {', '.join(sorted(loading.given))}, but the small denoiser is loaded already. Load it "
+            "with these options yourself, or pass its hub id or folder."
+        )
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, (str, Path)):
@@ -37,8 +64,13 @@ def load_denoiser(source: object, pipe: Pipeline, slot: str) -> nn.Module:
             *_call_differences(pipe, type(large), stored.denoiser_class),
         ]
         _refuse(f"the denoiser in {str(source)!r}", large, found)
-        denoiser = stored.load(getattr(large, "dtype", None))
-        device = _compute_device(pipe, large)
+        options = dict(loading.given)
+        storage_dtype = options.pop("storage_dtype", None)
+        dtype = getattr(large, "dtype", None)
+        denoiser: Any = stored.load(dtype, options)
+        if storage_dtype is not None:
+            denoiser.enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=dtype)
+        device = None if loading.may_be_on_cpu or "device_map" in options else _compute_device(pipe, large)
         return denoiser if device is None else denoiser.to(device)
     if _is_pipeline(source):
         denoiser = getattr(source, slot, None)
@@ -54,7 +86,9 @@ def load_denoiser(source: object, pipe: Pipeline, slot: str) -> nn.Module:
     )
 
 
-def check_blendable(pipe: Pipeline, slot: str, letter: str, candidate: nn.Module, source: object) -> None:
+def check_blendable(
+    pipe: Pipeline, slot: str, letter: str, candidate: nn.Module, source: object, loading: LoadingOptions = _DEFAULT
+) -> None:
     """Refuse a loaded denoiser that cannot continue the large one's trajectory, naming every difference.
 
     Where the source is a pipeline, its VAE, text encoders and scheduler are compared too; a lone denoiser says nothing
@@ -80,7 +114,7 @@ def check_blendable(pipe: Pipeline, slot: str, letter: str, candidate: nn.Module
     found = [
         *differences(configs_of_pipeline(pipe, slot), small),
         *_call_differences(pipe, type(large), type(candidate)),
-        *_tensor_differences(pipe, large, candidate),
+        *_tensor_differences(pipe, large, candidate, loading.may_be_on_cpu),
     ]
     _refuse(name, large, found)
 
@@ -110,11 +144,15 @@ def _call_differences(pipe: Pipeline, large_class: type, small_class: type) -> I
         yield Difference("arguments needed by forward()", "without them", f"with {', '.join(unmet)}", remedy)
 
 
-def _tensor_differences(pipe: Pipeline, large: nn.Module, candidate: Denoiser) -> Iterable[Difference]:
+def _tensor_differences(
+    pipe: Pipeline, large: nn.Module, candidate: Denoiser, may_be_on_cpu: bool
+) -> Iterable[Difference]:
     dtype = getattr(large, "dtype", None)
     if dtype is not None and candidate.dtype != dtype:
         yield Difference("dtype", str(dtype), str(candidate.dtype), f"convert it with small.to({dtype})")
     device = _compute_device(pipe, large)
+    if may_be_on_cpu and candidate.device.type == "cpu":
+        return
     if (
         device is not None
         and not _is_offloaded(cast(nn.Module, candidate))

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import PairError
-from ..types import Keywords
+from ..types import Keywords, KeywordsView
 from .configs import configs_of_folder, diffusers_class, kind_of, read_json
 from .facts import Config
 from .single_file import find_single_file, refuse_not_finite
@@ -51,14 +52,18 @@ class StoredDenoiser:
     denoiser_class: Any
     configs: Mapping[str, Config]
 
-    def load(self, dtype: torch.dtype | None) -> nn.Module:
+    def load(self, dtype: torch.dtype | None, further: KeywordsView = MappingProxyType({})) -> nn.Module:
         """The denoiser on the CPU in ``dtype``, in evaluation mode.
+
+        Args:
+            dtype: of its weights.
+            further: keyword arguments for ``from_pretrained``.
 
         Raises:
             PairError: its weights are missing, incomplete, damaged or pickled.
         """
         local = self.folder / self.subfolder
-        options: Keywords = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
+        options: Keywords = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True, **further}
         if self.hub_id is None:
             options |= {"local_files_only": True, "variant": _find_weights(self.source, local)}
             where = str(local)
@@ -78,7 +83,7 @@ class StoredDenoiser:
                 f"{self.denoiser_class.__name__} are missing, {sorted(info['missing_keys'])[0]} among them, and would "
                 "stay random. Download or save the denoiser again."
             )
-        for name, tensor in denoiser.state_dict().items():
+        for name, tensor in () if "quantization_config" in further else denoiser.state_dict().items():
             refuse_not_finite(self.source, name, tensor)
         return denoiser
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import PairError
-from ..types import JsonView, Keywords
+from ..types import JsonView, Keywords, KeywordsView
 from .configs import denoiser_config, diffusers_class
 from .facts import Config
 from .single_file import SingleFile
@@ -45,12 +46,17 @@ class StoredFile:
         described = {"denoiser": denoiser_config(self.denoiser_class, self.config)}
         return described | ({"vae": statistics} if statistics else {})
 
-    def load(self, dtype: torch.dtype | None) -> nn.Module:
-        """The denoiser on the CPU in ``dtype``, in evaluation mode.
+    def load(self, dtype: torch.dtype | None, further: KeywordsView = MappingProxyType({})) -> nn.Module:
+        """The denoiser on the CPU in ``dtype``, in evaluation mode; it takes no ``further`` options.
 
         Raises:
-            PairError: tensors are missing, left over, of another size, quantised or not finite.
+            PairError: there are options, or tensors are missing, left over, of another size, quantised or not finite.
         """
+        if further:
+            raise PairError(
+                f"small_options has {', '.join(sorted(further))}, but {self.source!r} is a single file, which is "
+                "loaded as it is. Load it with from_single_file() yourself, or pass a folder or hub id."
+            )
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):

@@ -13,21 +13,22 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from ..contract.call import DenoiserCall
 from ..contract.traits import REENTRY_POLICIES
 from ..errors import PluginError, RoutingError
-from ..pipelines.stand_in import stand_in
+from ..pipelines.idle import IdleDenoisers
 from ..schedule import Assignment, StageSchedule
 from ..step import StepContext
 from ..trace.generation import CallRecord
 from ..trace.reporter import CallReporter
 from ..trace.trace import Trace
-from ..types import Args, Denoiser, Foreign, Keywords, KeywordsView, Output, Pipeline
+from ..types import Args, Foreign, Keywords, KeywordsView, Output, Pipeline
 from .clock import Clock
+from .host import routed_class
 from .replay import RecordedCall, Tape, checksum, copied
 
 
@@ -47,6 +48,7 @@ class ModelRouter:
         schedule: which letter answers at which step.
         hooks: pluggy's hook relay, already checked against the contract.
         reentry: ``"recompute"`` to let a denoiser forget cached state when it returns, ``"keep"`` to leave it.
+        idle: moves denoisers that do not answer; without it they stay where they are.
 
     Attributes:
         in_use: held while the pipeline generates, and while it is disabled.
@@ -61,12 +63,14 @@ class ModelRouter:
         hooks: Foreign,
         trace: Trace,
         reentry: str = "recompute",
+        idle: IdleDenoisers | None = None,
     ) -> None:
         if reentry not in REENTRY_POLICIES:
             raise RoutingError(f"reentry={reentry!r}: expected one of {', '.join(map(repr, REENTRY_POLICIES))}.")
         self.denoisers: dict[str, nn.Module] = dict(denoisers)
         self.schedule = schedule
         self.reentry = reentry
+        self._idle = idle or IdleDenoisers(denoisers, "keep")
         self.trace = trace
         self.reporter: CallReporter = trace.reporter
         self.tape: Tape | None = None
@@ -84,7 +88,7 @@ class ModelRouter:
 
     def attach(self) -> None:
         for host in self._hosts:
-            host.__class__ = _routed_class(self._base_class[id(host)], self)
+            host.__class__ = routed_class(self._base_class[id(host)], self)
 
     def detach(self) -> None:
         for host in self._hosts:
@@ -120,11 +124,14 @@ class ModelRouter:
             self._answer = self._hooks.flowblend_answer if self._hooks.flowblend_answer.get_hookimpls() else None
             called = self._hooks.flowblend_denoiser_called
             self._called = called if called.get_hookimpls() else None
+            self._idle.begin()
             yield
+            self._idle.end()
             if self.tape is not None:
                 self.tape.recording.is_complete = True
         except BaseException as raised:
             error = raised
+            self._idle.end()
             for letter in self.denoisers:
                 self._reset(letter)  # the pipeline's own reset stands at the end of its call, which was not reached
             raise
@@ -169,6 +176,7 @@ class ModelRouter:
         """
         with self._turn:
             if not self.reporter.is_routing:
+                self._idle.use(host)
                 return self._base_class[id(host)].__call__(host, *args, **kwargs)
             return self._answer_call(args, kwargs)
 
@@ -182,6 +190,7 @@ class ModelRouter:
         if self._answer is not None:
             return self._ask(decision.step, args, kwargs)
         step, denoiser, call = decision
+        self._idle.use(denoiser)
         started = self.reporter.start(step)
         if self.tape is None:
             output = call(denoiser, *args, **kwargs)
@@ -190,6 +199,8 @@ class ModelRouter:
             output, record = self._call_on_tape(self.tape, decision, started, args, kwargs)
         if self._called is not None:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
+        if step.step_index + 1 < len(self._assignments):
+            self._idle.expect(self.denoisers[self._assignments[step.step_index + 1].denoiser])
         return output
 
     def _ask(self, step: StepContext, args: Args, kwargs: Keywords) -> Output:
@@ -216,6 +227,7 @@ class ModelRouter:
         if letter != chosen and (seen is None or seen < step.step_index - 1):  # the chosen one has entered already
             self._enter(step)
         self._last_run[letter, step.branch] = step.step_index
+        self._idle.use(denoiser)
         with contextlib.nullcontext() if step.branch is None else _context_on(base, denoiser, step, {}):
             started = self.reporter.start(step)
             output = base.__call__(denoiser, *args, **kwargs)
@@ -364,40 +376,3 @@ def _context_on(
         return contextlib.nullcontext()
     position = {"step_index": step.step_index, "sigma": step.sigma, "num_inference_steps": step.num_inference_steps}
     return context(denoiser, step.branch, **(position | dict(given)))
-
-
-def _routed_class(base: type, router: ModelRouter) -> type:
-    """A class in the place of ``base`` that asks the router."""
-
-    def __call__(self: nn.Module, *args: object, **kwargs: object) -> Output:
-        return router.call(self, args, kwargs)
-
-    def cache_context(self: nn.Module, name: str, **kwargs: object) -> AbstractContextManager[object]:
-        return router.cache_context(self, name, kwargs)
-
-    def _reset_stateful_cache(self: nn.Module, recurse: bool = True) -> None:
-        router.reset_stateful_cache(self, recurse)
-
-    def __new__(cls: type, *args: object, **kwargs: object) -> object:
-        return base(*args, **kwargs)  # type(denoiser)(...) and type(denoiser).from_pretrained(...) make plain ones
-
-    def __reduce_ex__(self: nn.Module, protocol: object) -> NoReturn:
-        raise RoutingError(
-            f"{base.__name__} cannot be pickled or deep-copied while FlowBlending is enabled on it. "
-            "Call disable() first, or use save_pretrained()."
-        )
-
-    namespace: Keywords = {
-        "__new__": __new__,
-        "__call__": __call__,
-        "__reduce_ex__": __reduce_ex__,
-        "_flowblend_router": router,
-    }
-    if hasattr(base, "cache_context"):
-        namespace |= {"cache_context": cache_context, "_reset_stateful_cache": _reset_stateful_cache}
-    return stand_in(base, namespace)
-
-
-def router_of(denoiser: Denoiser) -> ModelRouter | None:
-    """The router that a denoiser is a host of, if any."""
-    return getattr(type(denoiser), "_flowblend_router", None)

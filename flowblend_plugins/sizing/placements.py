@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ _CAST = """for denoiser in (pipe.transformer, small):
 
 def _whole(pair: SizedPair, stages: Sequence[str], is_float8: bool) -> Iterator[Placement]:
     """Placements that move whole components."""
-    used = sorted({*stages})
+    used = sorted({*stages, "L"})  # the pipeline holds the large one, whether it is called or not
     weights = {
         letter: pair.denoisers[letter].float8_weights if is_float8 else pair.denoisers[letter].weights
         for letter in used
@@ -83,6 +84,21 @@ def _whole(pair: SizedPair, stages: Sequence[str], is_float8: bool) -> Iterator[
         not is_float8,
         f'{cast}pipe.to("cuda")\nsmall.to("cuda")\n{enabled}',
     )
+    # Between generations, and while the VAE decodes, the large denoiser is there.
+    changes = sum(weights[letter] for letter in stages[1:]) + (weights["L"] if stages[-1] != "L" else 0)
+    decoding = weights["L"] + around_peak
+    pairs = [(a, b) for a, b in itertools.pairwise([*stages, "L"]) if a != b]
+    for idle, peak in (
+        ("cpu", max(decoding, *running.values())),
+        ("prefetch", max(decoding, *running.values(), *(running[a] + weights[b] for a, b in pairs))),
+    ):
+        yield Placement(
+            f'idle="{idle}"{suffix}',
+            sum(around.values()) + peak,
+            changes,
+            not is_float8,
+            f'{cast}pipe.to("cuda")\nblend = fb.enable(pipe, small, idle="{idle}")',
+        )
     # accelerate takes the component before a denoiser off the GPU, and at the end all: a small denoiser stays when
     # the large one returns. The VAE takes the denoiser before it off, which is the last in the pipeline's order.
     early = around.get("text_encoder", 0) + (pair.around["text_encoder"].peak if "text_encoder" in around else 0)

@@ -195,17 +195,21 @@ def test_placements_by_hand() -> None:
     # The small denoiser is still there when the large one returns; the VAE's turn takes only the small one off.
     assert found["whole components in turn"].peak == max(10 + 1, 28 + 4 + 4, 1 + 5 + 28) * GIB
     assert found["whole components in turn"].copied == 43 * GIB
+    assert found['idle="cpu"'].peak == (10 + 1 + max(28 + 4, 4 + 2, 28 + 5)) * GIB
+    assert found['idle="prefetch"'].peak == (10 + 1 + 28 + 4 + 4) * GIB  # the small one comes in a large step
+    assert found['idle="cpu"'].copied == (4 + 28) * GIB
     once = {one.name: one for one in placements(sized(), StageSchedule.parse("LSS"), 10)}
     assert once["whole components in turn"].peak == max(10 + 1, 28 + 4, 1 + 5) * GIB
+    assert once['idle="cpu"'].copied == (4 + 28) * GIB  # the large one comes back for the next generation
     assert found["all on the GPU, denoisers stored in float8"].peak == (10 + 1 + 14 + 2 + 5) * GIB
     assert found["layers in turn"].copied == 2 * (6 * 28 + 4 * 4) * GIB + 11 * GIB
 
 
 def test_the_cheapest_exact_one_that_fits_is_chosen() -> None:
     found = placements(sized(), StageSchedule.parse("LSL"), 10)
-    chosen = {gib: cheapest(found, gib * GIB) for gib in (80, 44, 16, 4)}
+    chosen = {gib: cheapest(found, gib * GIB) for gib in (80, 48, 44, 16, 4)}
     assert [one and one.name for one in chosen.values()] == [
-        "all on the GPU", "whole components in turn", "layers in turn", None
+        "all on the GPU", 'idle="cpu"', "whole components in turn", "layers in turn", None
     ]  # fmt: skip
 
 

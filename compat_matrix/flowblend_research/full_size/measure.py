@@ -13,6 +13,7 @@ import flowblend_plugins as fb
 from flowblend_plugins import Family
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.manager import adapters_by_name, make_plugin_manager
+from flowblend_plugins.pipelines.idle import IDLE_PLACEMENTS
 from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.trace.generation import Generation
 from flowblend_plugins.types import JsonObject
@@ -125,7 +126,7 @@ def caches(session: Session) -> JsonObject:
 
 def _cached(session: Session, adapters: tuple[str, ...]) -> JsonObject:
     pipe = session.pipe_of_small
-    with session.machine.peak() as peak, fb.enable(pipe, None, "LLL", adapters=adapters) as blend:
+    with fb.enable(pipe, None, "LLL", adapters=adapters) as blend, session.machine.peak() as peak:
         session.generate(pipe, SMALL_CALL)
         assert blend.trace.last is not None
         return {**_by_outcome(blend.trace.last), "peak_bytes": peak()}
@@ -175,7 +176,10 @@ def compiled(session: Session) -> JsonObject:
 def placements(session: Session) -> JsonObject:
     """Peak memory and time of a large and a small step for each way to place the denoisers."""
     two_steps, device = StageSchedule.parse("L:1,S:1"), session.machine.device
-    found: JsonObject = {"both resident": session.blended(two_steps, SMALL_CALL, 2)[0]}
+    found: JsonObject = {
+        f'idle="{idle}"': session.blended(two_steps, SMALL_CALL, 2, idle=idle)[0]
+        for idle in (IDLE_PLACEMENTS if session.machine.has_gpu else ("keep",))
+    }
     try:
         session.small.to("cpu")
         with session.machine.peak() as peak:
@@ -191,9 +195,9 @@ def placements(session: Session) -> JsonObject:
 
 
 def _expected_of_placements(session: Session) -> float:
-    """The weights are copied between host and device some four times, at 4 GB a second or more."""
+    """The weights are copied between host and device some six times, at 5 GB a second or more."""
     num_bytes = sum(one["bytes"] for one in weights(session).values())
-    return num_bytes / 1e9 + session.steps_s(SMALL_CALL, 3, 2)
+    return 6 * num_bytes / 5e9 + session.steps_s(SMALL_CALL, 5, 4)
 
 
 MEASUREMENTS = (

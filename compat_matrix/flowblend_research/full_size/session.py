@@ -67,7 +67,7 @@ class Session:
         self, schedule: StageSchedule, size: str, num_steps: int = NUM_STEPS, **enabling: Any
     ) -> tuple[JsonObject, Generation]:
         """Time one blended generation: seconds, peak memory, and its record."""
-        with self.machine.peak() as peak, fb.enable(self.pipe, self.small, schedule, **enabling) as blend:
+        with fb.enable(self.pipe, self.small, schedule, **enabling) as blend, self.machine.peak() as peak:
             latents, seconds = self.machine.timed(lambda: self.generate(self.pipe, size, num_steps))
         last = blend.trace.last
         assert last is not None
