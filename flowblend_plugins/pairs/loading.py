@@ -67,9 +67,9 @@ def load_denoiser(source: object, pipe: Pipeline, slot: str, loading: LoadingOpt
         options = dict(loading.given)
         storage_dtype = options.pop("storage_dtype", None)
         dtype = getattr(large, "dtype", None)
-        denoiser: Any = stored.load(dtype, options)
+        denoiser = stored.load(dtype, options)
         if storage_dtype is not None:
-            denoiser.enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=dtype)
+            cast(Denoiser, denoiser).enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=dtype)
         device = None if loading.may_be_on_cpu or "device_map" in options else _compute_device(pipe, large)
         return denoiser if device is None else denoiser.to(device)
     if _is_pipeline(source):
