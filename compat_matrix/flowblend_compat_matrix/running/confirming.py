@@ -39,24 +39,41 @@ def confirm(
         return
     jobs = tuple(_other_prompts(job) for job in settings.pairs)
     settings = replace(settings, pairs=jobs, is_at_once=True, num_shown=0)
-    while wanted := [cell for pair in matrix.run.pairs for cell in _wanted(pair, _of(matrix, pair))]:
-        found = {(cell.pair, cell.id): cell for cell in wanted}
-        batches = [
-            batch
-            for pair in matrix.run.pairs
-            for batch in make_batches(pair.name, [specs[key] for key in found if key[0] == pair.name], 8)
-        ]
-        for message in executor.run(settings, batches):
-            if isinstance(message, Began):
-                yield replace(message, what=f"confirming, {message.what}")
-            elif isinstance(message, FinishedCell):
-                result = message.result
-                found[result.pair, result.id].confirmation = _figures(result)
-                matrix.run.work.num_forwards += result.num_forwards_run
-            elif isinstance(message, Baselines):
-                matrix.run.work.num_forwards += message.num_forwards
+    for pair in matrix.run.pairs:
+        pair.headline = None  # of a run that is resumed, perhaps with more cells
+    while True:
+        found = {(cell.pair, cell.id): cell for pair in matrix.run.pairs for cell in _wanted(pair, _of(matrix, pair))}
+        if found:
+            yield from _measure(executor, settings, matrix, found, specs)
         for pair in matrix.run.pairs:
-            conclude(pair, _of(matrix, pair))
+            cells = _of(matrix, pair)
+            if any(cell.confirmation is not None for cell in cells):
+                conclude(pair, cells)
+        if not found:
+            return
+
+
+def _measure(
+    executor: Executor,
+    settings: RunSettings,
+    matrix: Matrix,
+    found: Mapping[tuple[str, str], CellResult],
+    specs: Mapping[tuple[str, str], CellSpec],
+) -> Iterator[Began]:
+    batches = [
+        batch
+        for pair in matrix.run.pairs
+        for batch in make_batches(pair.name, [specs[key] for key in found if key[0] == pair.name], NUM_TRIED)
+    ]
+    for message in executor.run(settings, batches):
+        if isinstance(message, Began):
+            yield replace(message, what=f"confirming, {message.what}")
+        elif isinstance(message, FinishedCell):
+            result = message.result
+            found[result.pair, result.id].confirmation = _figures(result)
+            matrix.run.work.num_forwards += result.num_forwards_run
+        elif isinstance(message, Baselines):
+            matrix.run.work.num_forwards += message.num_forwards
 
 
 def candidates(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -71,11 +88,12 @@ def candidates(cells: Sequence[CellResult]) -> list[CellResult]:
 
 def _wanted(pair: PairRecord, cells: Sequence[CellResult]) -> list[CellResult]:
     """Cells to measure next: at first the front and the fastest candidates, then more of these until one holds."""
-    untried = [cell for cell in candidates(cells) if cell.confirmation is None]
-    if pair.headline is None:
-        front = [cell for cell in on_front(list(cells)) if not cell.is_identical_to_large]
-        return [cell for cell in cells if cell.confirmation is None and cell in (*untried[:NUM_TRIED], *front)]
-    return untried[:NUM_TRIED] if pair.headline.cell is None else []
+    fastest = candidates(cells)
+    if pair.headline is not None and pair.headline.cell is None:
+        return [cell for cell in fastest if cell.confirmation is None][:NUM_TRIED]
+    front = [cell for cell in on_front(list(cells)) if not cell.is_identical_to_large]
+    wanted = [*fastest[:NUM_TRIED], *front] if pair.headline is None else []
+    return [cell for cell in cells if cell.confirmation is None and cell in wanted]
 
 
 def conclude(pair: PairRecord, cells: Sequence[CellResult]) -> None:
