@@ -129,7 +129,7 @@ def test_wan_2_2_through_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tiny_wan_denoiser(seed=4).save_pretrained(tmp_path / "small")
     monkeypatch.setattr(  # without a text encoder the pipeline's class must be told so
         "flowblend_plugins.pairs.open.load_pipeline",
-        lambda folder: diffusers.WanPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None),
+        lambda folder, placement: diffusers.WanPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None),
     )
     manager = make_plugin_manager([LocalWan22(tmp_path)])
     opened = open_pair(find_preset(manager, "local", None))

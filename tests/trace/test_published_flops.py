@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowblend_plugins.schedule import StageSchedule
 from flowblend_plugins.step import StepContext
-from flowblend_plugins.trace.flops import ForwardFlops, count_forward, describe_inputs
+from flowblend_plugins.trace.flops import FlopCounter, ForwardFlops, describe_inputs
 from flowblend_plugins.trace.generation import GenerationFlops
 from flowblend_plugins.trace.trace import Trace
 
@@ -84,7 +84,7 @@ def forward(name: str, setting: str) -> ForwardFlops:
         "ltx 832x480x81": ltx_call(*LTX_832x480x81, per_token_timestep=False),
     }
     call = (calls | WAN_CALLS)[setting]
-    return count_forward(type(denoiser(name)), denoiser(name).config, describe_inputs((), call))
+    return FlopCounter.of(denoiser(name)).count(describe_inputs((), call))  # which traces of this process share
 
 
 @pytest.mark.parametrize(
