@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,12 @@ class Family:
         output = pipe(**arguments)
         tensors = [part for part in output if isinstance(part, torch.Tensor)]
         return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@functools.cache
+def plain_latents(family: Family, scheduler: str | None = None) -> torch.Tensor:
+    """Latents of the family's plain pipeline, on which nothing was ever enabled; generated once in a process."""
+    return family.run(family.pipe(scheduler))
 
 
 def seeded(make: Callable[[], Any], seed: int) -> Any:
