@@ -35,7 +35,16 @@ def caveats(matrix: Matrix, pair: PairRecord) -> list[str]:
         "differs scores low. High-frequency error compares the strength of fine detail, place by place; flicker is of "
         "the video alone.",
     ]
-    if len(pair.prompts) > 1:
+    if matrix.is_screening:
+        said.append(f"A screening of {run.looks[0]} prompts: verdicts go by the means, and none of them is certain.")
+    elif run.looks:
+        said.append(
+            f"Prompts were added to each cell, {', '.join(map(str, run.looks))} in all, until its verdict was certain: "
+            "cells differ in how many they had, and “undecided” is one that the last of them left open. Brackets hold "
+            f"the mean over prompts like these with {run.confidence:.0%}, over all looks together (of speed: over the "
+            "timed rounds); ± is the standard deviation. “Confirmed” figures are of prompts that chose nothing."
+        )
+    elif len(pair.prompts) > 1:
         said.append(f"Figures are means over {len(pair.prompts)} prompts, ± is the standard deviation over them.")
     else:
         said.append("Figures are of a single prompt and seed.")
