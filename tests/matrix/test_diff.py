@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 
 from flowblend_compat_matrix.results.diff import compare_matrices
-from flowblend_compat_matrix.results.matrix_results import CellResult, Matrix, PairRecord, RunRecord
-from flowblend_compat_matrix.running.folder import write_matrix
+from flowblend_compat_matrix.results.matrix_results import (
+    CellResult,
+    Confirmation,
+    HeadlineRecord,
+    Matrix,
+    PairRecord,
+    RunRecord,
+    read_matrix,
+)
+from flowblend_compat_matrix.running.folder import write_compact, write_matrix
 
 GOOD = CellResult(
     id="LSL",
@@ -107,6 +115,19 @@ def test_cells_that_came_and_went_and_the_environment() -> None:
     assert found.environment == {"torch": ("2.13", "2.14")}
     assert not found.is_empty
     assert compare_matrices(matrix(GOOD), matrix(GOOD, torch="2.14")).is_empty
+
+
+def test_the_compact_file_is_read_as_the_whole_one(tmp_path: Path) -> None:
+    confirmed = dataclasses.replace(GOOD, confirmation=Confirmation(num_prompts=48, psnr_db_interval=[21.0, 23.0]))
+    whole = matrix(confirmed, CellResult(id="LSS", pair="tiny", schedule="LSS", adapters=["a"], observed="refused"))
+    whole.cells[0].psnr_db = 22.0 + 1e-9
+    whole.run.pairs[0].headline = HeadlineRecord(cell="LSL")
+    path = write_compact(tmp_path, whole)
+    found = read_matrix(path)
+    whole.cells[0].psnr_db = 22.0
+    assert found == whole
+    assert compare_matrices(found, whole).is_empty
+    assert len(path.read_text().splitlines()) == 2 + len(whole.cells), "a line for each cell"
 
 
 def test_the_command(flowblend: Any, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def report(
 ) -> None:
     """Write DIR/report.html again from DIR/matrix.json and its videos, and show the table.
 
-    With --format markdown DIR/report.md is written instead: the same as tables, for places that show no video.
+    With --format markdown DIR/report.md is written instead: the same as tables, for places that show no video. With
+    --format json it is DIR/matrix.compact.json: every figure of every cell, to be committed and compared.
     Says which results are stale: measured with other versions than are installed now. Nothing is measured; the cells
     are checked against the expectations as they are today.
     """
@@ -43,7 +44,7 @@ def report(
     from ..results.environment import describe_environment
     from ..results.expectations import check_expectations
     from ..results.matrix_results import read_matrix
-    from ..running.folder import MAX_BYTES, write_markdown, write_report
+    from ..running.folder import MAX_BYTES, write_compact, write_markdown, write_report
     from ..running.staleness import stale_cells
 
     manager: FlowblendPluginManager = ctx.obj
@@ -53,6 +54,8 @@ def report(
         check_expectations(cell, known)
     if as_format is ReportFormat.MARKDOWN:
         path = write_markdown(folder, results)
+    elif as_format is ReportFormat.JSON:
+        path = write_compact(folder, results)
     else:
         path = write_report(folder, results, MAX_BYTES if max_mb is None else round(max_mb * 1e6))
     print_matrix(results, path)
@@ -75,8 +78,8 @@ def diff(
 ) -> None:
     """Show which cells changed their verdict from OLD to NEW, and whose figures moved by more than noise.
 
-    Noise is the spread of the timed rounds, and over prompts and seeds where the runs drew different ones. Exit code 3
-    if anything changed.
+    Noise is the spread of the timed rounds, of which three are needed, and over prompts and seeds where the runs drew
+    different ones. OLD and NEW may be files, such as a committed matrix.compact.json. Exit code 3 if anything changed.
     """
     from ..report.diff_terminal import print_diff
     from ..results.diff import compare_matrices

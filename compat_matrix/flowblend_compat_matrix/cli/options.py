@@ -45,6 +45,7 @@ class ReportFormat(str, enum.Enum):
 
     HTML = "html"
     MARKDOWN = "markdown"
+    JSON = "json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,5 +282,8 @@ MaxMbOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    ReportFormat, typer.Option("--format", help="A page with the videos in it, or tables in GitHub's Markdown.")
+    ReportFormat,
+    typer.Option(
+        "--format", help="A page with the videos in it, tables in GitHub's Markdown, or figures without videos."
+    ),
 ]

@@ -38,8 +38,12 @@ class Fidelity:
     num_prompts: int = 0
 
     def add(self, videos: Videos, large: Videos) -> None:
-        """Take in the videos of the next prompts, beside those of large-only."""
-        for name, metric in self.metrics.items():
+        """Take in the videos of the next prompts, beside those of large-only.
+
+        Metrics without a budget are of the first look alone, so that all cells have them on the same prompts.
+        """
+        known = {name: metric for name, metric in self.metrics.items() if name in self.usual or not self.num_prompts}
+        for name, metric in known.items():
             self.values.setdefault(name, []).extend(each(name, metric, videos, large))
         if self.judge is not None:
             judged = self.judge.num_right(videos, self.num_prompts)

@@ -29,7 +29,7 @@ class Spread(NamedTuple):
     """Standard deviation over prompts that a figure usually has, and the number of prompts that this counts for."""
 
     std: float
-    weight: int = 4
+    weight: int = 8
 
 
 USUAL_SPREADS = {"psnr_db": Spread(2.5), "ssim": Spread(0.08), "right": Spread(0.3)}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from flowblend_plugins.errors import FlowBlendError
 from flowblend_plugins.types import JsonObject
@@ -29,6 +30,12 @@ __all__ = [
 
 API_VERSION = 1
 FILE_NAME = "matrix.json"
+
+_ALWAYS = frozenset({"id", "pair", "schedule", "adapters"})
+_NOT_COMPACT = frozenset(
+    {"declared_reasons", "forwards", "timeline", "videos", "seconds", "seconds_for_videos", "num_forwards_run"}
+    | {"num_forwards_timed", "num_forwards_alone", "peak_memory_of"}
+)
 
 
 @dataclass(kw_only=True)
@@ -169,6 +176,30 @@ class Matrix:
         """Values as JSON takes them."""
         return {"api_version": API_VERSION, **dataclasses.asdict(self)}
 
+    def to_compact_json(self) -> str:
+        """Every cell with its intervals in one line each, without what repeats itself or needs the videos.
+
+        Numbers keep five digits. :func:`read_matrix` reads it as it reads the whole: what is left out has its default.
+        """
+        value = self.to_dict()
+        value["cells"] = []
+        head = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        blank = dataclasses.asdict(CellResult(id="", pair="", schedule="", adapters=[]))
+        lines = [
+            json.dumps(
+                {
+                    name: _rounded(value)
+                    for name, value in dataclasses.asdict(cell).items()
+                    if name in _ALWAYS or (value != blank[name] and name not in _NOT_COMPACT)
+                },
+                ensure_ascii=False,
+                allow_nan=False,
+                separators=(",", ":"),
+            )
+            for cell in self.cells
+        ]
+        return head.removesuffix("]}") + "\n" + ",\n".join(lines) + "\n]}\n"
+
     @classmethod
     def from_dict(cls, value: JsonObject) -> Matrix:
         """Read the values that :meth:`to_dict` gave.
@@ -197,6 +228,16 @@ class Matrix:
             ) from error
 
 
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, list):
+        return [_rounded(one) for one in cast("list[object]", value)]
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in cast("dict[str, object]", value).items()}
+    return value
+
+
 def _read_pair(value: JsonObject) -> PairRecord:
     parts: JsonObject = {name: BaselineResult(**value[name]) for name in ("large_only", "small_only")}
     if value.get("headline"):
@@ -212,12 +253,12 @@ def _read_cell(value: JsonObject) -> CellResult:
 
 
 def read_matrix(folder: Path) -> Matrix:
-    """The results in a folder that ``flowblend matrix run`` wrote.
+    """The results in a folder that ``flowblend matrix run`` wrote, or in a file.
 
     Raises:
         FlowBlendError: there are none, or they cannot be read.
     """
-    path = folder / FILE_NAME
+    path = folder if folder.is_file() else folder / FILE_NAME
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

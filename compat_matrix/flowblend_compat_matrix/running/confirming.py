@@ -20,8 +20,8 @@ from .executors import Executor
 NUM_PROMPTS = 48
 """Prompts of every cell that is confirmed, looked at once."""
 
-NUM_TRIED = 8
-"""Candidates for the headline that are measured together."""
+NUM_TRIED = 4
+"""Candidates for the headline that are measured together, and stacks in a batch of them."""
 
 
 def confirm(

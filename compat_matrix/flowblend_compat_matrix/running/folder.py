@@ -21,6 +21,7 @@ FRAMES_PER_SECOND = 8.0
 
 REPORT_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
+COMPACT_NAME = "matrix.compact.json"
 
 
 def encode_videos(videos: Videos, title: str, as_stills: bool, min_side: int = 256) -> dict[str, bytes]:
@@ -72,4 +73,11 @@ def write_markdown(folder: Path, matrix: Matrix) -> Path:
     """Write ``report.md``, the same as tables; gives its path."""
     path = folder / MARKDOWN_NAME
     write_text_atomically(path, render_markdown(matrix))
+    return path
+
+
+def write_compact(folder: Path, matrix: Matrix) -> Path:
+    """Write ``matrix.compact.json``, every figure of every cell in a file to be committed; gives its path."""
+    path = folder / COMPACT_NAME
+    write_text_atomically(path, matrix.to_compact_json())
     return path
