@@ -16,9 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
+from flowblend_compat_matrix.measuring.bench import Bench
+from flowblend_compat_matrix.measuring.jobs import PairJob
+from flowblend_compat_matrix.measuring.prompts import PromptSet
 from flowblend_plugins.cli import run
+from flowblend_plugins.errors import UsageError
+from flowblend_plugins.files.video import write_png
+from flowblend_plugins.testing import tiny_wan_denoiser, tiny_wan_pipeline
 from tests.processes import bounded_by_progress, output_of, wait_until
 from tests.report.samples import embedded
 
@@ -260,3 +267,32 @@ def test_a_report_of_other_versions_says_what_is_stale(flowblend: Callable[..., 
     path.write_text(json.dumps(matrix))
     err = flowblend("matrix", "report", finished).err
     assert f"1 of 1 cells are stale: torch was 1.0 and is now {installed}." in err
+
+
+def test_an_earlier_matrix_in_the_folder_is_told_of_first(
+    flowblend: Callable[..., Any], tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "matrix.json").write_text("{}")
+    monkeypatch.setattr("flowblend_compat_matrix.running.session.measure_matrix", interrupt)
+    result = flowblend(*tiny_run, "--schedule", "LSL")
+    assert result.code == 130
+    assert "holds an earlier matrix, which this run replaces" in result.err.splitlines()[0]
+    assert (tmp_path / "out" / "matrix.json").read_text() == "{}"
+
+
+def test_an_image_goes_to_pipelines_that_take_one(tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    write_png(np.zeros((8, 8, 3)), image)
+    job = PairJob(name="p", preset=None, call={"image": str(image)}, early=0.4, late=0.2)
+    assert job.arguments()["image"].mode == "RGB"
+    with pytest.raises(UsageError, match="WanPipeline does not take --image"):
+        Bench(
+            load=lambda: (tiny_wan_pipeline(), tiny_wan_denoiser()),
+            prompts=PromptSet(("a circle",)),
+            call=job.arguments(),
+            asked=frozenset({"image"}),
+        )
