@@ -110,7 +110,7 @@ def _has_same_videos(old: Matrix, new: Matrix, one: CellResult, other: CellResul
 
 
 class _SpeedNoise:
-    """How far the speed-ups of two runs move by chance, from the spread over the rounds of all their cells."""
+    """Chance movement of the speed-ups of two runs, read off the spread over the rounds of all their cells."""
 
     def __init__(self, cells: Sequence[CellResult]) -> None:
         stds = [_std_of_logs(cell) for cell in cells]
