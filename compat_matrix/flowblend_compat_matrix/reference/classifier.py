@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .world import BACKGROUNDS, FIELDS, SHAPES, WORLD, Attribute, Scene, World
+from .world import BACKGROUNDS, FIELDS, SHAPES, Attribute
 
 FEATURE_DIM = 48
 _WIDTH = 96
-_FIELD_SIZES = {name: len(values) for name, values in FIELDS.items() if name != "shape"}
+FIELD_SIZES = {name: len(values) for name, values in FIELDS.items() if name != "shape"}
 
 
 class AttributeClassifier(nn.Module):
@@ -46,7 +45,7 @@ class AttributeClassifier(nn.Module):
         )
         self.attention = nn.Conv3d(width, len(SHAPES), 1)
         self.readers = nn.ModuleList(
-            nn.Sequential(nn.Linear(2 * width, 128), nn.SiLU(), nn.Linear(128, 1 + sum(_FIELD_SIZES.values())))
+            nn.Sequential(nn.Linear(2 * width, 128), nn.SiLU(), nn.Linear(128, 1 + sum(FIELD_SIZES.values())))
             for _ in SHAPES
         )
         self.summary = nn.Linear(2 * width, FEATURE_DIM)
@@ -64,10 +63,10 @@ class AttributeClassifier(nn.Module):
             [reader(torch.cat([pooled[:, i], mean], dim=-1)) for i, reader in enumerate(self.readers)], dim=1
         )
         features = torch.tanh(self.summary(torch.cat([mean, flat.amax(dim=-1)], dim=-1)))
-        present, *fields = logits.split([1, *_FIELD_SIZES.values()], dim=-1)
+        present, *fields = logits.split([1, *FIELD_SIZES.values()], dim=-1)
         output = {"present": present[..., 0], "features": features, "kind": self.background(features)}
         output["present_pooled"] = self.present(features)
-        return output | dict(zip(_FIELD_SIZES, fields, strict=True))
+        return output | dict(zip(FIELD_SIZES, fields, strict=True))
 
     @torch.no_grad()
     def predict(self, videos: NDArray[np.float32]) -> dict[str, torch.Tensor]:
@@ -131,58 +130,3 @@ class AttributeClassifier(nn.Module):
         classifier = cls(width=config["width"], stride=config.get("stride", 2))
         classifier.load_state_dict({n: t.float() for n, t in load_file(folder / "model.safetensors").items()})
         return classifier.eval()
-
-
-def scene_labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Targets: ``present`` [B, 5] in 0/1, fields [B, 5] with -100 where the shape is absent, ``kind`` [B]."""
-    labels = {name: np.full((len(scenes), len(SHAPES)), -100, dtype=np.int64) for name in _FIELD_SIZES}
-    present = np.zeros((len(scenes), len(SHAPES)), dtype=np.float32)
-    for row, scene in enumerate(scenes):
-        for item in scene.objects:
-            shape = SHAPES.index(item.shape)
-            present[row, shape] = 1.0
-            for name in _FIELD_SIZES:
-                labels[name][row, shape] = FIELDS[name].index(getattr(item, name))
-    kinds = torch.tensor([BACKGROUNDS.index(scene.background.kind) for scene in scenes])
-    return {name: torch.from_numpy(value) for name, value in labels.items()} | {
-        "present": torch.from_numpy(present),
-        "kind": kinds,
-    }
-
-
-def _augment(videos: torch.Tensor, generator: torch.Generator, max_blur: float) -> torch.Tensor:
-    """Blur, as a codec would, a little noise and a little brightness; ``[B, 3, F, H, W]`` in 0..1."""
-    size = videos.shape[0]
-    smaller = functional.avg_pool3d(videos, (1, 2, 2))
-    blurred = functional.interpolate(smaller, size=videos.shape[2:], mode="trilinear", align_corners=False)
-    amount = (torch.rand(size, 1, 1, 1, 1, generator=generator) * 1.6 - 0.6).clamp(0, 1).mul(max_blur).to(videos.device)
-    gain = 1.0 + 0.1 * (torch.rand(size, 1, 1, 1, 1, generator=generator) - 0.5).to(videos.device)
-    noise = 0.03 * torch.rand(size, 1, 1, 1, 1, generator=generator).to(videos.device)
-    return (torch.lerp(videos, blurred, amount) * gain + noise * torch.randn_like(videos)).clamp(0.0, 1.0)
-
-
-def classifier_batch(
-    seed: tuple[int, ...], size: int, world: World = WORLD, max_blur: float = 1.0
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Augmented world videos ``[B, 3, F, H, W]`` in 0..1 and their labels; ``max_blur`` 1 halves the resolution."""
-    rng = np.random.default_rng(seed)
-    scenes = [world.sample_scene(rng) for _ in range(size)]
-    videos = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 4, 1, 2, 3)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    return _augment(videos.contiguous(), generator, max_blur), scene_labels(scenes)
-
-
-def classifier_loss(
-    classifier: AttributeClassifier, videos: torch.Tensor, labels: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Cross-entropy of everything that is labelled."""
-    # Float32 on CPUs: with AVX512-BF16 a gradient of the first convolution is now and then not a number.
-    with torch.autocast(videos.device.type, torch.bfloat16, enabled=videos.device.type != "cpu"):
-        output = classifier(videos)
-    loss = functional.cross_entropy(output["kind"].float(), labels["kind"])
-    for name in ("present", "present_pooled"):
-        loss = loss + 3.0 * functional.binary_cross_entropy_with_logits(output[name].float(), labels["present"])
-    for name in _FIELD_SIZES:
-        logits = output[name].float().flatten(0, 1)
-        loss = loss + functional.cross_entropy(logits, labels[name].flatten(), ignore_index=-100)
-    return loss

@@ -36,10 +36,10 @@ def make_frontier(out: Path, plans: Sequence[Path], num_prompts: int, is_quick: 
         num_prompts: rounds, at least 2.
         is_quick: one setting of each technique, to see that everything works.
     """
-    from flowblend_compat_matrix.measuring.loading import PairChoice, open_bench
     from flowblend_compat_matrix.results.environment import describe_environment
     from flowblend_plugins.manager import make_plugin_manager
 
+    from ..reference_bench import reference_bench
     from .page import to_json, to_markdown
     from .plot import draw
 
@@ -47,7 +47,7 @@ def make_frontier(out: Path, plans: Sequence[Path], num_prompts: int, is_quick: 
     if is_quick:
         techniques = {name: ones[:1] for name, ones in techniques.items()}
     manager = make_plugin_manager()
-    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=FIRST_PROMPT, seed=SEED)
+    bench = reference_bench(manager, num_prompts, FIRST_PROMPT, SEED)
     race = Race(bench, report=lambda text: print(text, flush=True))
     measured = measure(race, techniques)
     about: JsonObject = {

@@ -30,14 +30,14 @@ def make_table(
         num_repeats: rounds of timing.
         report: told how far it is.
     """
-    from flowblend_compat_matrix.measuring.loading import PairChoice, open_bench
     from flowblend_compat_matrix.results.environment import describe_environment
     from flowblend_plugins.manager import make_plugin_manager
 
+    from ..reference_bench import reference_bench
     from .measure import measure
 
     manager = make_plugin_manager()
-    bench = open_bench(manager, PairChoice("reference"), num_prompts, first_prompt=0, seed=0, in_batches=True)
+    bench = reference_bench(manager, num_prompts, 0, 0, in_batches=True)
     environment = describe_environment(manager)
     absent = []
     for column in columns:

@@ -12,12 +12,13 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from flowblend_compat_matrix.measuring.metrics import psnr_db
-from flowblend_compat_matrix.reference.classifier import AttributeClassifier, scene_labels
+from flowblend_compat_matrix.reference.classifier import AttributeClassifier
 from flowblend_compat_matrix.reference.pair import load_classifier, load_pair
 from flowblend_compat_matrix.reference.world import SHAPES, Scene, Video, render, sample_scene
 from flowblend_plugins.types import JsonObject
 
 from ...tables import table
+from ..classifying import scene_labels
 
 STAGES: dict[str, str] = {
     "codec": "the video codec (AutoencoderKLWan): single frames first, then whole videos, always fresh ones",
