@@ -108,9 +108,8 @@ def test_the_first_screen_answers(chromium: Browser, page: Path) -> None:
     tops = chromium.run(f"{videos}.map((one) => one.getBoundingClientRect().top)")
     assert len(tops) == 4
     assert len(set(tops)) == 1, "side by side"
-    chromium.wait(f"{videos}.every((one) => one.currentTime > 0.2)")
-    times = chromium.run(f"{videos}.map((one) => one.currentTime)")
-    assert max(times) - min(times) < 1 / 8, "no video is a frame ahead of another"
+    times = f"{videos}.map((one) => one.currentTime)"  # on a busy machine one may start later; then all start again
+    chromium.wait(f"Math.min(...{times}) > 0.2 && Math.max(...{times}) - Math.min(...{times}) < 1 / 8")
 
 
 def test_sliders_sort_and_the_url_keep_what_was_asked(chromium: Browser, page: Path) -> None:
