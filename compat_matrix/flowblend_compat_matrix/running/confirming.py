@@ -72,6 +72,9 @@ def _measure(
             result = message.result
             found[result.pair, result.id].confirmation = _figures(result)
             matrix.run.work.num_forwards += result.num_forwards_run
+            matrix.run.work.num_forwards_timed += result.num_forwards_timed
+            alone = max(result.num_forwards_alone, result.num_forwards_run)
+            matrix.run.work.num_forwards_without_sharing += alone
         elif isinstance(message, Baselines):
             matrix.run.work.num_forwards += message.num_forwards
 
