@@ -21,6 +21,7 @@ from flowblend_plugins.types import Denoiser, Foreign, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
 from ..observed_calls import Probe
+from ..ranks import splitting_obstacles
 from .contexts import BranchContexts, CacheDitSteering, probes_in_the_middle
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def cache_dit_obstacles(
         found = type(denoiser._cache_config).__name__
         yield f"it has a cache of diffusers' enabled already ({found})", "Call disable_cache() on it first."
         return
+    yield from splitting_obstacles(denoiser)
     known = _known_blocks(denoiser)
     if known is None:
         yield f"cache-dit does not know {type(denoiser).__name__}", "Use another cache, or leave it out."

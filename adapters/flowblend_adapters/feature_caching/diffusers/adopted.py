@@ -20,6 +20,7 @@ from flowblend_plugins.types import Denoiser, Foreign, Keywords, Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend
 from ..observed_calls import Probe, observed_calls
+from ..ranks import first_blocks_agree
 from .mag_cache import mag_states
 from .native_cache import StageEntries, transformer_blocks
 from .own_hooks import enabled_cache, hooks_named, restored_hooks
@@ -199,6 +200,7 @@ def _observed(denoiser: Denoiser, target: AttachTarget) -> Iterator[None]:
 
         watched = [probe for _, probe in probes]
         undo.enter_context(observed_calls(denoiser, watched, target.trace, kind.skipped_outcome, steer, skipped_names))
+        undo.enter_context(first_blocks_agree(denoiser))
         yield
 
 

@@ -5,14 +5,16 @@ The rule is ParaAttention's, in the implementation of diffusers (``diffusers.hoo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from flowblend_plugins import AdapterTraits, AttachTarget, Family
 from flowblend_plugins.types import Denoiser, Foreign
 
-from .native_cache import BeforeCall, NativeCache, transformer_blocks
+from ..ranks import first_blocks_agree
+from .native_cache import BeforeCall, NativeCache, StageEntries, transformer_blocks
 from .own_hooks import hooks_named
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class FirstBlockCache(NativeCache):
 
     def observed_modules(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         return transformer_blocks(denoiser)[1:]
+
+    @contextlib.contextmanager
+    def _on(self, denoiser: Denoiser, letter: str, target: AttachTarget, stages: StageEntries) -> Iterator[None]:
+        with super()._on(denoiser, letter, target, stages), first_blocks_agree(denoiser):
+            yield
 
     def config_for(self, denoiser: Denoiser, letter: str, target: AttachTarget) -> object:
         from diffusers import FirstBlockCacheConfig

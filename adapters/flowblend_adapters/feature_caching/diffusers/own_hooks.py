@@ -38,7 +38,8 @@ def enabled_cache(denoiser: Denoiser, config: object, trace: CallReporter) -> It
         ]
 
     try:
-        denoiser.enable_cache(config)
+        with _splitting_taken_off(denoiser):
+            denoiser.enable_cache(config)
     except BaseException:  # halfway: nobody else would take its hooks off
         for registry, name in added():
             registry.remove_hook(name, recurse=False)
@@ -50,6 +51,27 @@ def enabled_cache(denoiser: Denoiser, config: object, trace: CallReporter) -> It
     finally:
         if denoiser._cache_config is config:  # else the user took it off, or put on another one
             denoiser.disable_cache()
+
+
+@contextlib.contextmanager
+def _splitting_taken_off(denoiser: Denoiser) -> Iterator[None]:
+    """Take off, while entered, the hooks that split tokens between ranks: a cache must stand beneath them.
+
+    Above them it would see whole tokens go into a block and a part come out.
+    """
+    split = [
+        (registry, name, hook)
+        for registry in _registries(denoiser)
+        for name, hook in registry.hooks.items()
+        if name.startswith(("cp_input---", "cp_output---"))
+    ]
+    for registry, name, _ in reversed(split):
+        registry.remove_hook(name, recurse=False)
+    try:
+        yield
+    finally:
+        for registry, name, hook in split:
+            registry.register_hook(hook, name)
 
 
 @contextlib.contextmanager

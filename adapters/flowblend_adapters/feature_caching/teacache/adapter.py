@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flowblend_plugins import Adapter, AdapterTraits, AttachTarget, Family
+from flowblend_plugins.types import Pipeline
 
 from ..chosen_denoisers import caches_of_one_blend, check_stage_options, choose_denoisers
+from ..ranks import splitting_obstacles
 from .estimates import check_coefficients, estimate_for, signal_for, threshold_for
 from .published import MODULATED_INPUT, PROJECTED_TIME, TIME
 from .rule import SkipRule
@@ -70,6 +72,9 @@ class TeaCache(Adapter):
         check_stage_options(self.denoisers, self.warmup_steps)
         if self.coefficients is not None:
             check_coefficients(self.coefficients)
+
+    def obstacles(self, pipe: Pipeline) -> Iterable[tuple[str, str]]:
+        yield from splitting_obstacles(getattr(pipe, "transformer", None) or pipe)
 
     @contextlib.contextmanager
     def attach(self, target: AttachTarget) -> Iterator[TeaCacheState]:
