@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .diffusers.own_hooks import hooks_named
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from flowblend_plugins.types import Denoiser, Foreign
+
+
+_DECISION = "_should_compute_remaining_blocks"
 
 
 def is_parallel(denoiser: Denoiser) -> bool:
@@ -71,7 +74,8 @@ def first_blocks_agree(denoiser: Denoiser) -> Iterator[None]:
 
 def _should_compute(denoiser: Denoiser, leader: Foreign, residual: torch.Tensor) -> bool:
     if not is_parallel(denoiser):
-        return type(leader)._should_compute_remaining_blocks(leader, residual)
+        own: Callable[[Foreign, torch.Tensor], bool] = getattr(type(leader), _DECISION)
+        return own(leader, residual)
     return uncompiled(_should_compute_together)(denoiser, leader, residual)
 
 
