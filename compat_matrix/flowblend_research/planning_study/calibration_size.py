@@ -18,8 +18,8 @@ from .pairs import CALIBRATION_SEED, FIRST_CALIBRATION_PROMPT, FIRST_PROMPT, SEE
 PROMPTS = (1, 2, 4, 8, 16)
 DENSE_STEPS = (10, 20, 60)
 NUM_LARGE = (5, 7, 9)
-CHECKING_RUNS = 1 + 1 / 4 + 1 / 3 + 1 / 2
-"""Large-only and the three stacks that `calibrate forecast` checks, in large-only generations."""
+CHECKING_RUNS = 1 + 1 / 4 + 1 / 3 + 1 / 2 + 1 / 2
+"""Large-only and the four stacks that `calibrate forecast` checks, in large-only generations."""
 
 
 def study(num_prompts: int) -> list[Keywords]:
