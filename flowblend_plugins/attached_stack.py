@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from .contract.adapter import Adapter, AttachTarget
 from .contract.markers import hookimpl
 from .contract.stack import judge_adapters, setting_of
 from .contract.traits import Composition, Reason, StackSetting, refuse_together
-from .errors import AdapterError, FlowBlendError, RoutingError, StackError
+from .errors import AdapterError, FlowBlendError, PluginError, RoutingError, StackError
 from .manager import FlowblendPluginManager, PluginOrigin, adapters_by_name, adopted_adapters
 from .pipelines.components import called_denoisers
 from .pipelines.large_alone import mirrored, refuse_what_fits_one
@@ -79,11 +80,11 @@ class AttachedStack:
             undo.enter_context(mirrored(large, others, self._unexplained(patches_on(large)), self._taken_over()))
             self._attach_adapters(target, undo)
             for name, attach in guards:
-                self._add(attach(target), name, undo)
+                self._add(attach(target), PluginOrigin(name), undo)
             marks = frozenset[str]().union(*(traits.sets for traits in self._known.values()))
             self._watch = Watch(self._pipe, target.denoisers, marks)
             self._scheduler = self._pipe.scheduler
-            self._add(self, "attached stack", undo)
+            self._add(self, PluginOrigin("attached stack"), undo)
             self._on = undo.pop_all()
 
     def detach(self) -> None:
@@ -152,19 +153,23 @@ class AttachedStack:
         """Attach every adapter; what several of them refuse only now is refused together."""
         refusals: list[FlowBlendError] = []
         for adapter in self.adapters:
+            origin = PluginOrigin(adapter.name, kind="adapter")
             try:
-                attached = undo.enter_context(adapter.attach(target))
+                attached = undo.enter_context(_context_of(adapter, target))
             except (StackError, AdapterError) as error:
                 refusals.append(error)
                 continue
+            except BaseException as error:
+                origin.blame(error, "fails in attach()", keeps_errors=True)
+                raise
             if attached is not None:
-                self._add(attached, f"attached {adapter.name}", undo)
+                self._add(attached, origin, undo)
         if len(refusals) == 1:
             raise refusals[0]
         refuse_together([str(error) for error in refusals])
 
-    def _add(self, plugin: object, name: str, undo: contextlib.ExitStack) -> None:
-        self._manager.add(plugin, PluginOrigin(name))
+    def _add(self, plugin: object, origin: PluginOrigin, undo: contextlib.ExitStack) -> None:
+        self._manager.add(plugin, origin)
         undo.callback(self._manager.drop, plugin)
 
     def _refuse_other_scheduler(self) -> None:
@@ -187,3 +192,13 @@ class AttachedStack:
                     "on there, and it was not taken over",
                     "Switch it off, or set it up in the way that can be taken over.",
                 )
+
+
+def _context_of(adapter: Adapter, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
+    context: Any = adapter.attach(target)
+    if not isinstance(context, contextlib.AbstractContextManager):
+        raise PluginError(
+            f"adapter {adapter.name!r}: attach() gave {context!r}, expected a context manager. Decorate it with "
+            "contextlib.contextmanager, and yield an object with hooks, or None."
+        )
+    return context

@@ -58,3 +58,19 @@ class UsageError(FlowBlendError, ValueError):
 
 class OutputError(FlowBlendError, OSError):
     """A result cannot be written where it should go."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to an error that keeps its class; Python 3.11 and later and the command line show it."""
+    error.__notes__ = [*getattr(error, "__notes__", ()), note]  # type: ignore[attr-defined]
+
+
+def notes_of(error: BaseException) -> str:
+    """The lines that :func:`add_note` added, as one text."""
+    return " ".join(getattr(error, "__notes__", ()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch says it with a class of its own on CUDA, and in words alone on the CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

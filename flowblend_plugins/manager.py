@@ -16,33 +16,55 @@ import pluggy
 
 from . import hookspecs
 from .contract.adapter import Adapter
+from .contract.call import DenoiserCall
 from .contract.markers import HOOK_PREFIX, PROJECT_NAME
 from .contract.spec import adapter_from_spec
 from .contract.traits import AdapterTraits
-from .errors import AdapterError, PluginError
+from .errors import AdapterError, FlowBlendError, PluginError, add_note
 from .hookspecs import Metric
 from .pairs.preset import PairPreset
 from .types import Keywords, Pipeline
 
 BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
+_AT_LOADING = ("flowblend_register_", "flowblend_adopt")
 
 
 @dataclasses.dataclass(frozen=True)
 class PluginOrigin:
-    """Origin of a plugin; ``distribution`` is ``None`` for one that was passed as an object."""
+    """Origin of a plugin; ``distribution`` is ``None`` for one that was passed as an object, or by an adapter."""
 
     name: str
     distribution: str | None = None
     version: str | None = None
+    kind: str = "plugin"
 
     def __str__(self) -> str:
-        return f"plugin {self.name!r}" + (f" of {self.distribution} {self.version}" if self.distribution else "")
+        return f"{self.kind} {self.name!r}" + (f" of {self.distribution} {self.version}" if self.distribution else "")
 
     @property
     def remedy(self) -> str:
         if self.distribution is None:
-            return "Correct the object passed as plugin."
+            return f"Correct the object passed as {self.kind}."
         return f"Fix or uninstall {self.distribution}, or set {BLOCK_VARIABLE}={self.name} to run without it."
+
+    def blame(self, error: BaseException, what: str, keeps_errors: bool = False) -> None:
+        """Name this plugin in an error that it raised: as a ``PluginError``, or in a note where the error goes on.
+
+        Ctrl-C goes on in any case. Everything else is turned into a ``PluginError``: ``SystemExit`` would end the
+        user's program without a word.
+
+        Args:
+            error: as it was raised.
+            what: words between the plugin and the cause.
+            keeps_errors: let every ``Exception`` go on too, as a generation does: a server may be waiting for its own.
+        """
+        if isinstance(error, PluginError) or (keeps_errors and isinstance(error, FlowBlendError)):
+            return
+        if isinstance(error, KeyboardInterrupt) or (keeps_errors and isinstance(error, Exception)):
+            if not hasattr(error, "__notes__"):
+                add_note(error, f"{str(self)[0].upper()}{str(self)[1:]} {what}. {self.remedy}")
+            return
+        raise PluginError(f"{self} {what}: {_cause(error)}. {self.remedy}") from error
 
 
 class FlowblendPluginManager(pluggy.PluginManager):
@@ -62,8 +84,8 @@ class FlowblendPluginManager(pluggy.PluginManager):
         """Register a plugin and hold it to the contract.
 
         Raises:
-            PluginError: it implements a hook that does not exist, takes arguments that a hook does not have, or is
-                registered already.
+            PluginError: it implements a hook that does not exist or none at all, takes arguments that a hook does not
+                have, or is registered already.
         """
         present = self.get_name(plugin)
         if present is not None:
@@ -72,8 +94,19 @@ class FlowblendPluginManager(pluggy.PluginManager):
         _check_hooks(plugin, origin, self)
         try:
             self.register(plugin, name=origin.name)
-        except Exception as error:
-            raise PluginError(f"{origin} cannot be registered: {_cause(error)}. {origin.remedy}") from error
+        except BaseException as error:
+            origin.blame(error, "cannot be registered")
+            raise
+        callers = self.get_hookcallers(plugin) or ()
+        if not callers and origin.distribution is None:
+            raise PluginError(
+                f"{origin} is {plugin!r}, which implements no hook. Give an object with flowblend_* methods that are "
+                "marked with flowblend_plugins.hookimpl, or leave it out."
+            )
+        for caller in callers:
+            for found in caller.get_hookimpls():
+                if found.plugin is plugin and not (found.wrapper or found.hookwrapper):
+                    found.function = _blaming(found.function, origin, caller.name)  # pyright: ignore  # pluggy declares it final
 
     def drop(self, plugin: object) -> None:
         """Take a plugin out again, so that another one may have its name."""
@@ -111,10 +144,11 @@ def make_plugin_manager(plugins: Iterable[object] = ()) -> FlowblendPluginManage
             )
         try:
             plugin = entry_point.load()
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"{origin} cannot be imported: {_cause(error)}. {origin.remedy}") from error
+        except BaseException as error:
+            origin.blame(error, "cannot be imported")
+            raise
         manager.add(plugin, origin)
-    for plugin in plugins:
+    for plugin in _passed(plugins):
         manager.add(plugin, PluginOrigin(_free_name(manager, plugin)))
     for collect in (adapters_by_name, pairs_by_name, metrics_by_name):
         collect(manager)
@@ -187,11 +221,10 @@ def adopted_adapters(
     adopted: list[Adapter] = []
     for implementation in manager.hook.flowblend_adopt.get_hookimpls():
         origin = manager.origin(implementation.plugin)
-        try:
-            given: Any = implementation.function(*[pipe][: len(implementation.argnames)])
-            found = list(given or ())
-        except Exception as error:
-            raise PluginError(f"{origin} fails in flowblend_adopt: {_cause(error)}. {origin.remedy}") from error
+        found: Any = implementation.function(*[pipe][: len(implementation.argnames)]) or ()
+        if not isinstance(found, Iterable):
+            raise PluginError(f"{origin}: flowblend_adopt gave {found!r}, expected adapters. {origin.remedy}")
+        found = list(found)
         for adapter in found:
             if not isinstance(adapter, Adapter):
                 raise PluginError(f"{origin}: flowblend_adopt gave {adapter!r}, expected an Adapter. {origin.remedy}")
@@ -211,10 +244,7 @@ class _Contributions:
         """Results plugin by plugin: a call of the hook would not say which plugin gave which."""
         for implementation in getattr(self._manager.hook, self._hook).get_hookimpls():
             origin = self._manager.origin(implementation.plugin)
-            try:
-                result = implementation.function()
-            except Exception as error:
-                raise PluginError(f"{origin} fails in {self._hook}: {_cause(error)}. {origin.remedy}") from error
+            result: Any = implementation.function()
             if result is None:
                 continue
             if not isinstance(result, Iterable):
@@ -230,6 +260,28 @@ class _Contributions:
             )
         self._givers[name] = origin
         self.by_name[name] = contribution
+
+
+def _passed(plugins: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(plugins, (str, Mapping)) or not isinstance(plugins, Iterable):
+        raise PluginError(f"plugins={plugins!r}: expected a list of plugin objects, like plugins=[MyPlugin()].")
+    return plugins
+
+
+def _blaming(function: Callable[..., Any], origin: PluginOrigin, hook: str) -> Callable[..., Any]:
+    """An implementation of a hook whose errors name its plugin, but for those of denoisers that it runs."""
+    keeps_errors = not hook.startswith(_AT_LOADING)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            if not any(isinstance(one, DenoiserCall) and one.raised is error for one in arguments):
+                origin.blame(error, f"fails in {hook}", keeps_errors)
+            raise
+
+    return call
 
 
 def _check_hooks(plugin: object, origin: PluginOrigin, manager: FlowblendPluginManager) -> None:

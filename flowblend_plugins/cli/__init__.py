@@ -12,7 +12,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import AdapterError, FlowBlendError, PluginError, ScheduleError, StackError, UsageError
+from ..errors import (
+    AdapterError,
+    FlowBlendError,
+    PluginError,
+    ScheduleError,
+    StackError,
+    UsageError,
+    is_out_of_memory,
+    notes_of,
+)
 from ..extras import missing_module
 
 _INTERRUPTED = 130
@@ -26,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: instead of the process's own.
     """
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,8 +43,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _run_command(list(arguments))
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
+    except KeyboardInterrupt as error:
+        _say(f"interrupted; nothing half-written was left behind. {notes_of(error)}")
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `flowblend plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 1
@@ -45,29 +55,33 @@ def run(arguments: Sequence[str]) -> int:
         code, message = _explain(error)
         if message:
             _say(message)
-    if code == _INTERRUPTED:
-        _say("interrupted; nothing half-written was left behind.")
     return code
+
+
+_run = run  # a command's module takes the name in this package when it is imported
 
 
 def _run_command(arguments: list[str]) -> int:
     import typer
 
-    from ..manager import make_plugin_manager
     from .app import make_app, own_commands
 
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     try:
-        manager = make_plugin_manager()
-    except PluginError:
+        app = make_app()
+    except (PluginError, KeyboardInterrupt) as error:
         if arguments[:1] not in ([name] for name in _NEED_NO_PLUGINS):
             raise
-        manager = own_commands()
+        if arguments[:1] == ["--version"]:  # the doctor says it among its findings
+            _say(notes_of(error) or str(error))
+        app = make_app(own_commands())
     try:
-        result = make_app(manager)(arguments, prog_name="flowblend", standalone_mode=False)
-    except typer.Abort:  # of a prompt that a plugin's command may show
-        return _INTERRUPTED
-    return result if isinstance(result, int) else 0  # of a typer.Exit; typer turns Ctrl-C into one, too
+        result = app(arguments, prog_name="flowblend", standalone_mode=False)
+    except typer.Abort as error:  # of a prompt that a plugin's command may show
+        raise KeyboardInterrupt from error
+    if result == _INTERRUPTED:  # typer turns Ctrl-C into an exit
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0  # of a typer.Exit
 
 
 def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
@@ -84,16 +98,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"{message}. Try `flowblend --help`." if message else ""  # nothing where the help was printed instead
     if isinstance(error, ModuleNotFoundError) and (missing := missing_module(error)):
         return 1, missing
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return 1, "out of memory. Use fewer frames, a smaller size or fewer prompts."
     unexpected = f"{type(error).__name__}: {error}".rstrip(". ")
-    return 1, f"{unexpected}. This is unexpected; FLOWBLEND_TRACEBACK=1 shows where it was raised."
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch says it with a class of its own on CUDA, and in words alone on the CPU."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    why = notes_of(error) or "This is unexpected; FLOWBLEND_TRACEBACK=1 shows where it was raised."
+    return 1, f"{unexpected}. {why}"
 
 
 def _say(message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..manager import FlowblendPluginManager, PluginOrigin
+from ..manager import FlowblendPluginManager, PluginOrigin, make_plugin_manager
 
 _ABOUT = """FlowBlending for diffusers video pipelines: a large and a small denoiser share one trajectory.
 
@@ -14,8 +14,13 @@ Begin with `flowblend doctor`, then `flowblend run --out out/first`.
 """
 
 
-def make_app(manager: FlowblendPluginManager) -> typer.Typer:
-    """The app with every command that the manager's plugins contribute; they find the manager in ``ctx.obj``."""
+def make_app(manager: FlowblendPluginManager | None = None) -> typer.Typer:
+    """The app with every command that plugins contribute (all installed ones), which find the manager in ``ctx.obj``.
+
+    Raises:
+        PluginError: a plugin does not load, or fails to add its commands.
+    """
+    manager = manager or make_plugin_manager()
     app = typer.Typer(
         help=_ABOUT,
         no_args_is_help=True,

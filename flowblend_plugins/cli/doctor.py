@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
-from ..errors import PluginError
+from ..errors import PluginError, notes_of
 from ..extras import DISTRIBUTION, extra_by_package, how_to_install, is_installed
 from ..manager import FlowblendPluginManager, make_plugin_manager, pairs_by_name
 from ..pairs.preset import PairPreset
 from ..pairs.sources import HUB_FILE
+from .app import make_app
 from .options import (
     EarlyOption,
     FramesOption,
@@ -111,9 +112,11 @@ def examine() -> Iterator[Finding]:
     yield _looked_at("device", _device)
     yield _looked_at("video encoder", _encoder)
     try:
-        manager = make_plugin_manager()
-    except PluginError as error:
-        yield Finding("plugins", "broken", str(error))
+        make_app(manager := make_plugin_manager())
+    except (PluginError, KeyboardInterrupt) as error:
+        if not (told := notes_of(error) or str(error)):  # Ctrl-C, outside of any plugin
+            raise
+        yield Finding("plugins", "broken", told)
     else:
         yield Finding("plugins", "ok", _plugin_names(manager))
         yield from map(_pair, pairs_by_name(manager).values())
@@ -124,8 +127,11 @@ def _looked_at(what: str, look: Callable[[], tuple[str, str]]) -> Finding:
     """A finding even where looking fails: a doctor that dies of the disease names none."""
     try:
         return Finding(what, *look())
-    except Exception as error:
-        return Finding(what, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    except (Exception, KeyboardInterrupt) as error:
+        told = notes_of(error)
+        if isinstance(error, KeyboardInterrupt) and not told:  # Ctrl-C, outside of any plugin
+            raise
+        return Finding(what, "broken", f"{type(error).__name__}: {' '.join(f'{error} {told}'.split())}")
 
 
 def _requirements() -> Iterator[Finding]:

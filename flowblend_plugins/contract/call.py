@@ -19,15 +19,17 @@ class DenoiserCall:
     Attributes:
         step: where the call stands, with the schedule's choice (or that of a ``flowblend_route`` hook) in ``denoiser``.
         args, kwargs: of the call, as the pipeline gave them.
+        raised: the error of a denoiser that was run, which is not the hook's own.
     """
 
-    __slots__ = ("_run", "args", "is_predicted", "kwargs", "step")
+    __slots__ = ("_run", "args", "is_predicted", "kwargs", "raised", "step")
 
     def __init__(self, step: StepContext, args: Args, kwargs: KeywordsView, run: Run) -> None:
         self.step: StepContext = step
         self.args: Args = args
         self.kwargs: KeywordsView = kwargs
         self.is_predicted: bool = False
+        self.raised: BaseException | None = None
         self._run = run
 
     def run(self, denoiser: str | None = None) -> Output:
@@ -39,11 +41,15 @@ class DenoiserCall:
             PluginError: there is no denoiser of this letter.
         """
         step = self.step if denoiser is None else self.step._replace(denoiser=denoiser)
-        return self._run(step, self.args, self.kwargs)
+        return self.run_at(step, self.args, self.kwargs)
 
     def run_at(self, step: StepContext, args: Args, kwargs: KeywordsView) -> Output:
         """The output of ``step.denoiser`` on inputs that were kept from an earlier call of the same guidance branch."""
-        return self._run(step, args, kwargs)
+        try:
+            return self._run(step, args, kwargs)
+        except BaseException as error:
+            self.raised = error
+            raise
 
     def mark_predicted(self) -> None:
         """Say that the answer is not a denoiser's own output. What was run for it counts in FLOPs all the same."""

@@ -23,6 +23,7 @@ class Family(str, enum.Enum):
     FEATURE_CACHING = "feature_caching"
     DISTILLED_SAMPLER = "distilled_sampler"
     BLENDING = "blending"
+    GUIDANCE = "guidance"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ def _between_adapters(stack: Stack) -> Iterator[Reason]:
                 f"{both} are two feature caches on one denoiser, so one would cache what the other reused",
                 "Keep one of the two.",
             )
+        elif first.family is second.family is Family.GUIDANCE:
+            yield _refused(f"{both} both decide which guidance passes are computed", "Keep one of the two.")
         for own, compared, name, comparing in ((first, second, a, b), (second, first, b, a)):
             if own.own_guidance and compared.compares_denoisers:
                 yield _refused(
@@ -105,6 +107,9 @@ def _on_this_pipeline(name: str, traits: AdapterTraits, setting: StackSetting) -
         yield _refused(f"{name!r} tells guidance branches apart, and {pipeline} {found}", f"Leave out {name!r}.")
     elif traits.needs_branches_apart and setting.guidance is False:
         found = f"{name!r} changes one guidance branch, and guidance is off"
+        yield Reason(Composition.INERT, found, f"Leave out {name!r}.", name)
+    if traits.family is Family.GUIDANCE and setting.guidance is False:
+        found = f"{name!r} skips or reuses guidance, and guidance is off"
         yield Reason(Composition.INERT, found, f"Leave out {name!r}.", name)
     if traits.needs_guidance_off and setting.guidance:
         yield _refused(

@@ -19,14 +19,15 @@ from torch import nn
 
 from ..contract.call import DenoiserCall
 from ..contract.traits import REENTRY_POLICIES
-from ..errors import PluginError, RoutingError
+from ..errors import RoutingError
 from ..pipelines.idle import IdleDenoisers
 from ..schedule import Assignment, StageSchedule
 from ..step import StepContext
 from ..trace.generation import CallRecord
-from ..trace.reporter import CallReporter
+from ..trace.reporter import CallReporter, Told
 from ..trace.trace import Trace
 from ..types import Args, Foreign, Keywords, KeywordsView, Output, Pipeline
+from .answers import Answers, check_letter
 from .clock import Clock
 from .host import routed_class
 from .replay import RecordedCall, Tape, checksum, copied
@@ -83,6 +84,7 @@ class ModelRouter:
         self._turn = threading.RLock()
         self._decision: _Decision | None = None
         self._assignments: tuple[Assignment, ...] = ()
+        self._answers = Answers()
 
     # -- putting on and taking off -------------------------------------------------------------------------------
 
@@ -118,8 +120,8 @@ class ModelRouter:
         self._start_pass()
         error: BaseException | None = None
         try:
-            self.reporter.begin(self._pipeline._execution_device)  # with offloading, not where the weights are
-            self._generation_index = len(self.trace.generations) - 1
+            # with offloading, not where the weights are
+            self._generation_index = self.trace.begin(self._pipeline._execution_device)
             self._route = self._hooks.flowblend_route if self._hooks.flowblend_route.get_hookimpls() else None
             self._answer = self._hooks.flowblend_answer if self._hooks.flowblend_answer.get_hookimpls() else None
             called = self._hooks.flowblend_denoiser_called
@@ -210,17 +212,15 @@ class ModelRouter:
         output = self._answer(call=call)  # type: ignore[misc]
         if output is None:
             output = call.run()
+        else:
+            self._answers.check(output, args, kwargs, step, self._hooks.flowblend_answer)
         self.reporter.end_answer(begun, step, args, kwargs, call.is_predicted)
         return output
 
     def _run(self, chosen: str, step: StepContext, args: Args, kwargs: KeywordsView) -> Output:
         """One forward that a ``flowblend_answer`` hook asks for, in a cache context of its own where there is one."""
         letter = step.denoiser
-        if letter not in self.denoisers:
-            raise PluginError(
-                f"a flowblend_answer hook asked for denoiser {letter!r} at step {step.step_index}; the denoisers of "
-                f"this pipeline are {', '.join(sorted(self.denoisers))}."
-            )
+        check_letter(letter, self.denoisers, step, "flowblend_answer asked for denoiser", self._hooks.flowblend_answer)
         denoiser = self.denoisers[letter]
         base = self._base_class[id(denoiser)]
         seen = self._last_run.get((letter, step.branch))
@@ -229,9 +229,12 @@ class ModelRouter:
         self._last_run[letter, step.branch] = step.step_index
         self._idle.use(denoiser)
         with contextlib.nullcontext() if step.branch is None else _context_on(base, denoiser, step, {}):
+            told, self.reporter.told = self.reporter.told, Told()  # what the hook has said is of its answer
             started = self.reporter.start(step)
             output = base.__call__(denoiser, *args, **kwargs)
             record = self.reporter.record(step, started, args, kwargs)
+            self.reporter.told = told
+        self._answers.see(output, args, kwargs)
         if self._called is not None:
             self._called(step=step, denoiser=denoiser, outcome=record.outcome, time_ms=record.time_ms)
         return output
@@ -308,11 +311,7 @@ class ModelRouter:
         letter = self._route(step=step)  # type: ignore[misc]
         if letter is None or letter == step.denoiser:
             return step
-        if letter not in self.denoisers:
-            raise PluginError(
-                f"a flowblend_route hook returned {letter!r} at step {step.step_index}; the denoisers of this "
-                f"pipeline are {', '.join(sorted(self.denoisers))}."
-            )
+        check_letter(letter, self.denoisers, step, "flowblend_route returned", self._hooks.flowblend_route)
         return step._replace(denoiser=letter)
 
     def _note_answer(self, step: StepContext) -> None:

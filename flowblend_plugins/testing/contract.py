@@ -82,7 +82,9 @@ class AdapterContract:
         return enable(pipe, self.make_small(), schedule, adapters=[self.spec], plugins=self.plugins)
 
     def expect_nothing_left(self, differences: list[str]) -> None:
-        assert not differences, f"{self.spec} leaves behind: {', '.join(differences)}"
+        assert not differences, (
+            f"{self.spec} leaves behind: {', '.join(differences)}. Undo it in attach(), in `finally:` after `yield`"
+        )
 
     def adapter(self, spec: str) -> Adapter:
         return adapter_from_spec(spec, adapters_by_name(make_plugin_manager(self.plugins)))
@@ -93,7 +95,9 @@ class AdapterContract:
         pipe = self.make_pipeline()
         plain = generate(pipe, **self.call)
         with self.enabled(pipe, "LLL"):
-            assert torch.equal(generate(pipe, **self.call), expected), f"{self.spec} is not the technique by hand"
+            assert torch.equal(generate(pipe, **self.call), expected), (
+                f"{self.spec} is not the technique by hand. Compare call by call, at `trace.step`"
+            )
         assert not torch.equal(plain, expected), f"{self.spec} changes nothing here: choose options that do"
 
     def test_a_batch_equals_the_technique_by_hand(self) -> None:
@@ -112,7 +116,9 @@ class AdapterContract:
         with enable(pipe, self.make_small(), self.round_trip):
             expected = generate(pipe, **self.call)
         with enable(pipe, self.make_small(), self.round_trip, adapters=[self.never_spec], plugins=self.plugins):
-            assert torch.equal(generate(pipe, **self.call), expected), f"{self.never_spec} changes something"
+            assert torch.equal(generate(pipe, **self.call), expected), (
+                f"{self.never_spec} changes something. Set never_spec to options that compute every call, or to None"
+            )
 
     def test_the_first_large_calls_after_the_small_stage_are_computed(self) -> None:
         if not self.adapter(self.spec).traits_with_options().carries_step_state:
@@ -122,12 +128,16 @@ class AdapterContract:
             generate(pipe, **self.call)
         indices = [call.step.step_index for call in calls]
         back = next((b for a, b in itertools.pairwise(indices) if b > a + 1), None)
-        assert back is not None, f"round_trip={self.round_trip} does not come back to the large denoiser"
+        assert back is not None, (
+            f"round_trip={self.round_trip} does not come back to the large denoiser. Give one like 'L:4,S:2,L:4'"
+        )
         for call in calls:
             if call.step.step_index == back:
                 with torch.no_grad():
                     fresh = twin(*call.args, **call.kwargs)[0]
-                assert torch.equal(call.output, fresh), f"{self.spec} answers from before the small stage"
+                assert torch.equal(call.output, fresh), (
+                    f"{self.spec} answers from before the small stage. Forget its state in flowblend_stage_entered"
+                )
 
     def test_guidance_branches_never_mix(self) -> None:
         """One branch is given another text on the very same latents, and the other branch must not notice."""
@@ -161,14 +171,18 @@ class AdapterContract:
             second = [call.output for call in again if call.step.branch == branch]
             assert len(first) == len(second)
             for one, two in zip(first, second, strict=True):
-                assert torch.equal(one, two), f"{self.spec} lets the other branch's text into {branch}"
+                assert torch.equal(one, two), (
+                    f"{self.spec} lets the other branch's text into {branch}. Keep state by denoiser and branch"
+                )
 
     def test_second_generation_equals_the_first(self) -> None:
         pipe = self.make_pipeline()
         with self.enabled(pipe, "LSL"):
             first = generate(pipe, **self.call)
             generate(pipe, seed=1, **self.call)
-            assert torch.equal(generate(pipe, **self.call), first), f"{self.spec} carries state between generations"
+            assert torch.equal(generate(pipe, **self.call), first), (
+                f"{self.spec} carries state between generations. Forget it in flowblend_generation_finished"
+            )
 
     def test_disable_restores_everything(self) -> None:
         pipe, small = self.make_pipeline(), self.make_small()
@@ -177,7 +191,9 @@ class AdapterContract:
         self.make_small = lambda: small  # of this object: every test has its own
         with self.enabled(pipe, "LSL"):
             generate(pipe, **self.call)
-        assert torch.equal(generate(pipe, **self.call), before), f"{self.spec} still has an effect after disable()"
+        assert torch.equal(generate(pipe, **self.call), before), (
+            f"{self.spec} still has an effect after disable(). Undo it in attach(), in `finally:` after `yield`"
+        )
         self.expect_nothing_left(snapshot.differences(pipe))
 
     def test_a_failed_generation_leaves_nothing_behind(self) -> None:
@@ -197,17 +213,24 @@ class AdapterContract:
             else:
                 raise AssertionError("the generation was not interrupted")
             again = generate(pipe, **self.call)
-            assert torch.equal(again, expected), f"{self.spec} carries state over from an interrupted generation"
+            assert torch.equal(again, expected), (
+                f"{self.spec} carries state over from an interrupted generation. Forget it in "
+                "flowblend_generation_finished, which is called then too"
+            )
         generate(pipe, **self.call)  # a pipeline notes its last call on itself, so both snapshots follow the same one
         self.expect_nothing_left(snapshot.differences(pipe))
 
     def test_text_gives_the_same_adapter_again(self) -> None:
         adapter = self.adapter(self.spec)
-        assert self.adapter(write_spec(adapter)) == adapter, f"{write_spec(adapter)} is not {adapter}"
+        assert self.adapter(write_spec(adapter)) == adapter, (
+            f"{write_spec(adapter)} is not {adapter}. Make its options plain literals, in a frozen dataclass"
+        )
 
     def test_suggested_settings_are_its_own(self) -> None:
         for text in type(self.adapter(self.spec)).suggested:
-            assert type(self.adapter(text)) is type(self.adapter(self.spec)), f"{text} is another adapter"
+            assert type(self.adapter(text)) is type(self.adapter(self.spec)), (
+                f"{text} is another adapter. `suggested` holds settings of its own only"
+            )
 
     def test_wrong_options_are_refused_by_name(self) -> None:
         assert self.wrong_specs, "wrong_specs is empty: say what must be refused"
@@ -217,6 +240,8 @@ class AdapterContract:
             except AdapterError as error:
                 message = str(error)
             else:
-                raise AssertionError(f"{spec} was accepted")
+                raise AssertionError(
+                    f"{spec} was accepted. Refuse it in __post_init__, with a ValueError that names the option"
+                )
             name = self.adapter(self.spec).name
             assert repr(name) in message, f"the error on {spec} does not name {name}: {message}"

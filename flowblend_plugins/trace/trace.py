@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from ..errors import FlopCountError, FlowBlendError
@@ -18,20 +19,24 @@ from .summary import summarize
 
 
 class Trace:
-    """Records of every generation since FlowBlending was enabled; :attr:`last` is the one most people want.
+    """Records of the last generations since FlowBlending was enabled; :attr:`last` is the one most people want.
 
-    A process that generates for days may empty :attr:`generations` between two calls.
+    A generation keeps its index when older ones are forgotten, and every method takes that index.
 
     Attributes:
         reporter: the live channel that adapters and the router write to.
-        generations: what it recorded.
+        generations: what it recorded, the oldest first.
+        max_generations: how many are kept, 100 unless it is set; ``None`` keeps all, which grows without end.
     """
+
+    max_generations: int | None = 100
 
     def __init__(self, denoisers: Mapping[str, nn.Module], schedule: StageSchedule) -> None:
         self.denoisers: dict[str, nn.Module] = dict(denoisers)
         self.schedule = schedule
         self.reporter: CallReporter = CallReporter()
-        self.generations: list[Generation] = self.reporter.generations
+        self.generations: list[Generation] = []
+        self._next_index = 0
         self._flop_counters = {letter: FlopCounter.of(module) for letter, module in self.denoisers.items()}
 
     @property
@@ -44,6 +49,20 @@ class Trace:
         """The generation in progress, or the one that has just ended."""
         return self.generations[-1] if self.generations else None
 
+    def clear(self) -> None:
+        """Forget every generation so far; the next one's index goes on from the last one's."""
+        self.generations.clear()
+
+    def begin(self, device: torch.device) -> int:
+        """Begin the next generation (the router does), and give its index; the oldest beyond the limit are dropped."""
+        generation = Generation(self._next_index)
+        self._next_index += 1
+        self.generations.append(generation)
+        if self.max_generations is not None:
+            del self.generations[: -max(1, self.max_generations)]
+        self.reporter.begin(generation, device)
+        return generation.index
+
     def flops(self, generation: int = -1) -> GenerationFlops:
         """FLOPs that a generation cost. The first count of new input shapes takes seconds for a denoiser of billions.
 
@@ -52,13 +71,16 @@ class Trace:
         for such calls this is a lower bound.
 
         Args:
-            generation: its index; -1 for the last.
+            generation: its index; -1 for the last, -2 for the one before it.
 
         Raises:
             FlopCountError: no denoiser call was made, or one cannot be counted from its shapes.
             FlowBlendError: there is no such generation.
         """
-        calls = self._generation(generation).calls
+        return self._flops_of(self._generation(generation))
+
+    def _flops_of(self, generation: Generation) -> GenerationFlops:
+        calls = generation.calls
         if not calls:
             raise FlopCountError("the generation made no denoiser call, so there are no FLOPs to count.")
         linear = full = large_linear = large_full = 0
@@ -77,13 +99,13 @@ class Trace:
             return f"{self.schedule.text}: no generation yet. Call the pipeline, then ask again."
         chosen = self._generation(generation)
         try:
-            flops = self.flops(generation) if chosen.calls else ""
+            flops = self._flops_of(chosen) if chosen.calls else ""
         except FlopCountError as error:
             flops = str(error)
         return summarize(chosen, self.schedule.text, flops)
 
     def to_dict(self) -> JsonObject:
-        """All of it as JSON takes it: the schedule, the denoisers' classes, and every generation with its FLOPs."""
+        """All of it as JSON takes it: the schedule, the denoisers' classes, and what is kept, with its FLOPs."""
         return {
             "schedule": self.schedule.text,
             "denoisers": {letter: type(module).__name__ for letter, module in self.denoisers.items()},
@@ -102,25 +124,27 @@ class Trace:
                     ],
                     "entries": [_json_step(step) for step in generation.entries],
                     "notes": list(generation.notes),
-                    "flops": self._json_flops(index),
+                    "flops": self._json_flops(generation),
                 }
-                for index, generation in enumerate(self.generations)
+                for generation in self.generations
             ],
         }
 
     def _generation(self, index: int) -> Generation:
-        try:
-            return self.generations[index]
-        except IndexError:
-            held = len(self.generations)
-            raise FlowBlendError(
-                f"generation {index} was asked for, but this trace holds {held}. "
-                + (f"Ask for 0 to {held - 1}, or -1 for the last." if held else "Call the pipeline first.")
-            ) from None
+        held = self.generations
+        found = [one for one in held if one.index == index] if index >= 0 else held[index : index + 1 or None]
+        if not found:
+            ask = (
+                f"Ask for {held[0].index} to {held[-1].index}, or -1 for the last"
+                if held
+                else "Call the pipeline first"
+            )
+            raise FlowBlendError(f"generation {index} was asked for, but this trace holds {len(held)}. {ask}.")
+        return found[0]
 
-    def _json_flops(self, index: int) -> JsonObject:
+    def _json_flops(self, generation: Generation) -> JsonObject:
         try:
-            return self.flops(index)._asdict()
+            return self._flops_of(generation)._asdict()
         except FlopCountError as error:
             return {"error": str(error)}
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -42,26 +40,6 @@ def refusal(*plugins: Any) -> str:
         make_plugin_manager(plugins)
     assert "\n" not in str(refused.value)
     return str(refused.value)
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Distributions as an installer leaves them: a module beside the metadata that names it."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    modules: list[str] = []
-
-    def write(distribution: str, entry_point: str, source: str) -> None:
-        module = distribution.replace("-", "_")
-        modules.append(module)
-        (tmp_path / f"{module}.py").write_text(source)
-        metadata = tmp_path / f"{module}-2.5.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.5\n")
-        (metadata / "entry_points.txt").write_text(f"[flowblend_plugins]\n{entry_point} = {module}\n")
-
-    yield write
-    for module in modules:
-        monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 def test_our_own_adapters_come_in_through_the_entry_points() -> None:

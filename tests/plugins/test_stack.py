@@ -92,7 +92,7 @@ def test_a_misspelt_hook_of_an_attached_adapter_is_an_error_and_takes_everything
 
     pipe = tiny_wan_pipeline()
     snapshot = PipelineSnapshot.of(pipe)
-    with pytest.raises(fb.PluginError, match=r"'attached unguided' implements flowblend_rout.*mean flowblend_route\?"):
+    with pytest.raises(fb.PluginError, match=r"adapter 'unguided' implements flowblend_rout.*mean flowblend_route\?"):
         fb.enable(pipe, tiny_wan_denoiser(), adapters=[Typo()])
     assert snapshot.differences(pipe) == []
 

@@ -274,3 +274,41 @@ def test_device_times_add_up_to_the_time_of_the_generation() -> None:
 
 def test_an_empty_generation_saved_nothing() -> None:
     assert Generation(0).saved() == (0, 0.0, 0.0, 0.0)
+
+
+def test_the_last_hundred_generations_are_kept_and_indices_go_on() -> None:
+    pipe = tiny_wan_pipeline()
+    with fb.enable(pipe, schedule="LLL") as blend:
+        trace = blend.trace
+        assert trace.max_generations == 100
+        device = pipe._execution_device
+        for number in range(103):  # what the router does at each, without the hundred videos
+            assert trace.begin(device) == number
+        assert [generation.index for generation in trace.generations] == [*range(3, 103)]
+        generate(pipe, 2)
+        assert trace.last is not None
+        assert (trace.last.index, trace.last.calls[0].step.generation) == (103, 103)
+        assert trace.flops(103) == trace.flops() == trace.flops(-1)
+        assert trace.to_dict()["generations"][-1]["index"] == 103
+        assert trace.summary(103).startswith("Generation 103, ")
+        with pytest.raises(FlowBlendError, match=r"generation 2 was asked for, .* Ask for 4 to 103"):
+            trace.flops(2)
+        trace.clear()
+        assert (trace.last, trace.generations) == (None, [])
+        assert "no generation yet" in trace.summary()
+        trace.max_generations = None
+        generate(pipe, 2)
+        assert [generation.index for generation in trace.generations] == [104]
+
+
+def test_a_trace_may_be_cleared_in_the_middle_of_a_generation() -> None:
+    pipe = tiny_wan_pipeline()
+    expected = generate(pipe, 3)
+
+    def clear(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        blend.trace.clear()
+        return tensors
+
+    with fb.enable(pipe, schedule="LLL") as blend:
+        assert torch.equal(generate(pipe, 3, callback_on_step_end=clear), expected)
+        assert blend.trace.generations == []

@@ -8,10 +8,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from flowblend_plugins.contract.traits import Composition
-from flowblend_plugins.errors import AdapterError, PairError, ScheduleError, StackError
+from flowblend_plugins.errors import AdapterError, PairError, ScheduleError, StackError, is_out_of_memory, notes_of
 
 from ..results.cells import CellSpec
 from ..results.matrix_results import CellResult
@@ -53,7 +51,10 @@ class CellInProgress:
 
     @contextlib.contextmanager
     def capture_errors(self) -> Iterator[None]:
-        """Turn an error that is raised in here into the cell's result; only an interruption passes through."""
+        """Turn an error that is raised in here into the cell's result; only an interruption passes through.
+
+        A ``KeyboardInterrupt`` that bears a note was raised by the hook of a plugin, which the note names.
+        """
         result, started = self.result, time.perf_counter()
         try:
             yield
@@ -63,19 +64,17 @@ class CellInProgress:
                 result.reasons.append(f"Its traits say {result.declared!r}, so this was not expected.")
         except ModuleNotFoundError as error:
             self.conclude(Observed.SKIPPED, [f"{error.name} is not installed."])
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and not notes_of(error):
+                raise
             self.conclude(Observed.BROKEN, [_in_words(error)])
-            result.failure = "out_of_memory" if _is_out_of_memory(error) else "raised"
+            result.failure = "out_of_memory" if is_out_of_memory(error) else "raised"
             result.error = "".join(traceback.format_exception(error)[-4:])
         result.seconds = (result.seconds or 0.0) + time.perf_counter() - started
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
 def _in_words(error: BaseException) -> str:
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         first_line = str(error).partition("\n")[0]
         return f"It ran out of memory: {type(error).__name__}: {first_line}".rstrip(": ")
-    return f"It raised {type(error).__name__}: {error}"
+    return f"It raised {type(error).__name__}: {error} {notes_of(error)}".rstrip(": ")

@@ -174,8 +174,11 @@ def _work(pipe: Connection, settings: RunSettings) -> None:
             pipe.send(None)
     except FlowBlendError as error:
         pipe.send(str(error))
-    except EOFError:  # the parent has gone
+    except (EOFError, ConnectionError):  # the parent has gone
         return
+    except Exception as error:  # of no cell: the parent says over which one the process was lost
+        print(f"flowblend: a worker ended with {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _cause_of_death(exit_code: int | None, oom_kills_before: int) -> tuple[str, str]:
