@@ -232,3 +232,13 @@ def test_stacking_more_never_takes_a_refusal_away(
     stack: list[AdapterTraits], further: AdapterTraits, setting: StackSetting
 ) -> None:
     assert set(refusals(verdict(*stack, setting=setting))) <= set(refusals(verdict(*stack, further, setting=setting)))
+
+
+def test_guidance_techniques_stack_with_a_cache_and_not_with_each_other() -> None:
+    skipping = AdapterTraits(family=Family.GUIDANCE)
+    assert verdict(skipping, BLOCK_CACHE).composition is Composition.COMPOSES_WITH_RESET
+    assert refusals(verdict(skipping, AdapterTraits(family=Family.GUIDANCE, wraps="answer"))) == [
+        "'a' and 'b' both decide which guidance passes are computed. Keep one of the two."
+    ]
+    assert verdict(skipping, guidance=False).composition is Composition.INERT
+    assert verdict(skipping, guidance=True).composition is Composition.COMPOSES
