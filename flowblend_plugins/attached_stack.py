@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -194,8 +193,8 @@ class AttachedStack:
                 )
 
 
-def _context_of(adapter: Adapter, target: AttachTarget) -> contextlib.AbstractContextManager[Any]:
-    context: Any = adapter.attach(target)
+def _context_of(adapter: Adapter, target: AttachTarget) -> contextlib.AbstractContextManager[object]:
+    context: object = adapter.attach(target)
     if not isinstance(context, contextlib.AbstractContextManager):
         raise PluginError(
             f"adapter {adapter.name!r}: attach() gave {context!r}, expected a context manager. Decorate it with "

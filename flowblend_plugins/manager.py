@@ -23,7 +23,7 @@ from .contract.traits import AdapterTraits
 from .errors import AdapterError, FlowBlendError, PluginError, add_note
 from .hookspecs import Metric
 from .pairs.preset import PairPreset
-from .types import Keywords, Pipeline
+from .types import Keywords, Output, Pipeline
 
 BLOCK_VARIABLE = "FLOWBLEND_BLOCK"
 _AT_LOADING = ("flowblend_register_", "flowblend_adopt")
@@ -221,7 +221,7 @@ def adopted_adapters(
     adopted: list[Adapter] = []
     for implementation in manager.hook.flowblend_adopt.get_hookimpls():
         origin = manager.origin(implementation.plugin)
-        found: Any = implementation.function(*[pipe][: len(implementation.argnames)]) or ()
+        found: Output = implementation.function(*[pipe][: len(implementation.argnames)]) or ()
         if not isinstance(found, Iterable):
             raise PluginError(f"{origin}: flowblend_adopt gave {found!r}, expected adapters. {origin.remedy}")
         found = list(found)
@@ -244,7 +244,7 @@ class _Contributions:
         """Results plugin by plugin: a call of the hook would not say which plugin gave which."""
         for implementation in getattr(self._manager.hook, self._hook).get_hookimpls():
             origin = self._manager.origin(implementation.plugin)
-            result: Any = implementation.function()
+            result: Output = implementation.function()
             if result is None:
                 continue
             if not isinstance(result, Iterable):
@@ -262,18 +262,18 @@ class _Contributions:
         self.by_name[name] = contribution
 
 
-def _passed(plugins: Iterable[Any]) -> Iterable[Any]:
+def _passed(plugins: Iterable[object]) -> Iterable[object]:
     if isinstance(plugins, (str, Mapping)) or not isinstance(plugins, Iterable):
         raise PluginError(f"plugins={plugins!r}: expected a list of plugin objects, like plugins=[MyPlugin()].")
     return plugins
 
 
-def _blaming(function: Callable[..., Any], origin: PluginOrigin, hook: str) -> Callable[..., Any]:
+def _blaming(function: Callable[..., Output], origin: PluginOrigin, hook: str) -> Callable[..., Output]:
     """An implementation of a hook whose errors name its plugin, but for those of denoisers that it runs."""
     keeps_errors = not hook.startswith(_AT_LOADING)
 
     @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: object) -> Output:
         try:
             return function(*arguments)
         except BaseException as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import torch
+from pluggy import HookCaller
 
 from ..errors import PluginError
 from ..step import StepContext
@@ -27,7 +27,7 @@ class Answers:
         if first is not None:
             self._seen[_input_shape(args, kwargs)] = isinstance(output, tuple), first.shape
 
-    def check(self, output: Output, args: Args, kwargs: KeywordsView, step: StepContext, hook: Any) -> None:
+    def check(self, output: Output, args: Args, kwargs: KeywordsView, step: StepContext, hook: HookCaller) -> None:
         """Raise ``PluginError`` where an answer is none that a denoiser could have given to this call."""
         first = _first_tensor(output)
         is_tuple, shape = self._seen.get(_input_shape(args, kwargs), (kwargs.get("return_dict") is False, None))
@@ -55,7 +55,7 @@ def _input_shape(args: Args, kwargs: KeywordsView) -> torch.Size | None:
     return next((value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
 
 
-def check_letter(letter: object, known: Collection[str], step: StepContext, what: str, hook: Any) -> None:
+def check_letter(letter: object, known: Collection[str], step: StepContext, what: str, hook: HookCaller) -> None:
     """Raise ``PluginError`` where a hook names a denoiser that this pipeline does not have."""
     if not isinstance(letter, str) or letter not in known:
         raise PluginError(
@@ -64,6 +64,6 @@ def check_letter(letter: object, known: Collection[str], step: StepContext, what
         )
 
 
-def _givers(hook: Any) -> str:
+def _givers(hook: HookCaller) -> str:
     """The plugins that implement a hook; most often one."""
     return " or ".join(f"plugin {found.plugin_name!r}" for found in hook.get_hookimpls())
