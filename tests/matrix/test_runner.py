@@ -167,7 +167,8 @@ def test_two_solvers_are_refused_before_anything_runs(measured: Any) -> None:
 def test_a_cell_that_raises_is_broken_and_leaves_the_rest_alone(measured: Any) -> None:
     one, baseline, bench = measured("LSL", "misbehaving(how='raises')")
     assert one.result.observed == "broken"
-    assert one.result.reasons == ["It raised ZeroDivisionError: of course"]
+    blamed = "Adapter 'misbehaving' fails in attach(). Correct the object passed as adapter."
+    assert one.result.reasons == [f"It raised ZeroDivisionError: of course. {blamed}"]
     assert "ZeroDivisionError" in one.result.error
     assert one.result.is_teardown_clean
     assert torch.equal(bench.time_latents(None, "").latents, baseline.latents)

@@ -140,7 +140,7 @@ class Generations:
         self._trace = Trace({"L": denoiser(large), "S": denoiser(small)}, StageSchedule.parse("LSL"))
 
     def flops(self, schedule: StageSchedule, num_inference_steps: int) -> GenerationFlops:
-        self._trace.reporter.begin(torch.device("cpu"))
+        self._trace.begin(torch.device("cpu"))
         for index, (letter, stage) in enumerate(schedule.assignments(num_inference_steps)):
             step = StepContext(index, num_inference_steps, None, None, stage, letter, None, 0)
             self._trace.reporter.record(step, self._trace.reporter.start(step), (), self._call)

@@ -77,4 +77,5 @@ def _in_words(error: BaseException) -> str:
     if is_out_of_memory(error):
         first_line = str(error).partition("\n")[0]
         return f"It ran out of memory: {type(error).__name__}: {first_line}".rstrip(": ")
-    return f"It raised {type(error).__name__}: {error} {notes_of(error)}".rstrip(": ")
+    told = f"It raised {type(error).__name__}: {error}".rstrip(": ")
+    return f"{told.removesuffix('.')}. {notes_of(error)}" if notes_of(error) else told
